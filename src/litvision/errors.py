@@ -1,0 +1,10 @@
+"""The one exception that a person, not a programmer, is meant to read."""
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can put right.
+
+    The message is one line that says what is wrong, what was expected, and what to do. The
+    commands print it without a traceback and exit with status 1; every other exception is a bug
+    in the project and keeps its traceback.
+    """
