@@ -7,10 +7,11 @@ processes or devices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,3 +52,260 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+class Plan(NamedTuple):
+    """Which pictures one device sees in one step, and the random numbers for augmenting them.
+
+    Attributes:
+        indices: int64 `[B]`, positions in the subset.
+        draws: int64 `[B, DRAWS]`, uniform in 0 to 2^31 - 1, or None where nothing is augmented.
+        share: this device's pictures times the number of devices, over the pictures of the whole
+            step; 1.0 except in a last short batch that does not divide evenly.
+    """
+
+    indices: np.ndarray
+    draws: np.ndarray | None
+    share: float
+
+
+class Batch(NamedTuple):
+    """One step's pictures on one device.
+
+    Attributes:
+        images: uint8 `[B, H, W, C]` from the loader; float32 `[B, C, H, W]`, augmented and
+            normalised, once on the device.
+        labels: int64 `[B]`.
+        draws, share: as in `Plan`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    draws: Tensor | None = None
+    share: float = 1.0
+
+
+DRAWS = 5  # random numbers a picture: crop row, crop column, flip, cutout row, cutout column
+
+
+class EpochOrder(Sampler[int]):
+    """The order of one epoch: a permutation drawn from `(seed, epoch)`, or 0, 1, 2, …
+
+    Lightning calls `set_epoch` on it before each epoch, as it does on a `DistributedSampler`.
+    """
+
+    def __init__(self, size: int, seed: int, shuffle: bool) -> None:
+        self.size = size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration that of `epoch`, counted from 0."""
+        self.epoch = epoch
+
+    def permutation(self) -> np.ndarray:
+        """Return the order as int64 `[size]`."""
+        if not self.shuffle:
+            return np.arange(self.size)
+        return np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.permutation().tolist())
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class PlanSampler(Sampler[Plan]):
+    """Cuts an epoch's order into steps and gives each device its share of every step.
+
+    The pictures of a step, and the random numbers that go with each, are the same for any number
+    of devices: device `rank` takes each `world_size`-th of them. No picture is dropped or repeated.
+    A last batch with fewer pictures than devices joins the one before it, so that every device
+    takes the same number of steps.
+
+    Args:
+        order: which picture comes when.
+        batch_size: pictures a step, over all devices.
+        rank, world_size: this device among all.
+        augment: whether to draw random numbers for augmentation.
+    """
+
+    def __init__(
+        self,
+        order: EpochOrder,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        augment: bool = False,
+    ) -> None:
+        self.sampler = order  # the name under which Lightning looks for `set_epoch`
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.augment = augment
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.sampler.size, self.batch_size)
+        return max(full + (rest >= self.world_size), min(self.sampler.size, 1))
+
+    def __iter__(self) -> Iterator[Plan]:
+        order, steps = self.sampler.permutation(), len(self)
+        for step in range(steps):
+            start = step * self.batch_size
+            stop = len(order) if step == steps - 1 else start + self.batch_size
+            draws = None
+            if self.augment:
+                random = np.random.default_rng((self.sampler.seed, self.sampler.epoch, step))
+                draws = random.integers(2**31, size=(stop - start, DRAWS))[
+                    self.rank :: self.world_size
+                ]
+            indices = order[start:stop][self.rank :: self.world_size]
+            yield Plan(indices, draws, len(indices) * self.world_size / (stop - start))
+
+
+class Subset(Dataset[tuple[Tensor, int]]):
+    """Some of the pictures of an `Images`, read a whole batch at a time, without copying the rest.
+
+    Args:
+        images: the pictures, shared with every other subset.
+        indices: int64 `[n]`, which of them belong to this one.
+    """
+
+    def __init__(self, images: Images, indices: Tensor) -> None:
+        self.images = images
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, plan: Plan) -> Batch:
+        rows = self.indices[torch.from_numpy(plan.indices)]
+        return Batch(
+            self.images.pixels.index_select(0, rows),
+            self.images.labels.index_select(0, rows),
+            None if plan.draws is None else torch.from_numpy(plan.draws.copy()),
+            plan.share,
+        )
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one picture, uint8 `[H, W, C]`, and its label: for looking, not for training."""
+        row = int(self.indices[index])
+        return self.images.pixels[row], int(self.images.labels[row])
+
+
+def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split positions in two so that every class keeps its share in both parts.
+
+    Args:
+        labels: int64 `[N]`.
+        fraction: share of each class that goes to the second part, rounded to whole pictures but
+            never all or none of a class that has at least two.
+        seed: what the choice is drawn from.
+
+    Returns:
+        Two int64 tensors, ascending, disjoint, together 0 to N - 1.
+    """
+    random = np.random.default_rng(seed)
+    second = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique(sorted=True):
+        rows = (labels == label).nonzero().flatten()
+        count = round(fraction * len(rows))
+        if len(rows) > 1:
+            count = min(max(count, 1), len(rows) - 1)
+        second[rows[torch.from_numpy(random.permutation(len(rows))[:count])]] = True
+    return (~second).nonzero().flatten(), second.nonzero().flatten()
+
+
+def crop(pixels: Tensor, rows: Tensor, columns: Tensor, padding: int, mode: Padding) -> Tensor:
+    """Pad every picture on all sides and cut a window of the old size out of each.
+
+    Args:
+        pixels: uint8 `[B, H, W, C]`.
+        rows, columns: int64 `[B]`, 0 to `2 * padding`: the window's upper left corner.
+        padding: pixels added on each side.
+        mode: "zero" pads with black, "reflect" mirrors at the edge pixel.
+
+    Returns:
+        uint8 `[B, H, W, C]`.
+    """
+    b, h, w, c = pixels.shape
+    if mode == "zero":
+        padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
+    else:
+        padded = pixels.index_select(1, _reflection(h, padding, pixels.device))
+        padded = padded.index_select(2, _reflection(w, padding, pixels.device))
+    # Every window of every picture as one view, without a copy: [B, window row, window column, …].
+    up, left, channel = padded.stride()[1:]
+    shifts = 2 * padding + 1
+    windows = padded.as_strided(
+        (b, shifts, shifts, h, w, c), (padded.stride(0), up, left, up, left, channel)
+    )
+    return windows[torch.arange(b, device=pixels.device), rows, columns]
+
+
+def _reflection(size: int, padding: int, device: torch.device) -> Tensor:
+    """Return the source positions of a mirrored border: 2 1 | 0 1 2 3 | 2 1 for size 4, padding 2.
+
+    A border wider than the picture goes on bouncing between its edges.
+    """
+    period = max(2 * (size - 1), 1)
+    position = torch.arange(-padding, size + padding, device=device) % period
+    return torch.minimum(position, period - position) if size > 1 else torch.zeros_like(position)
+
+
+def flip(pixels: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror the pictures, `[B, H, W, C]`, for which `mirrored`, bool `[B]`, is true."""
+    return torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
+
+
+def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:
+    """Set a square of every picture to zero: Cutout, DeVries and Taylor 2017, arXiv 1708.04552.
+
+    Args:
+        images: float `[B, C, H, W]`, normalised, so that zero is the mean colour; changed in place.
+        rows, columns: int64 `[B]`, the square's centre; at the edge a part of it falls outside.
+        size: the square's side in pixels.
+    """
+    h, w = images.shape[2:]
+
+    def inside(centre: Tensor, length: int) -> Tensor:
+        offset = torch.arange(length, device=images.device) - (centre[:, None] - size // 2)
+        return (offset >= 0) & (offset < size)
+
+    square = inside(rows, h)[:, None, :, None] & inside(columns, w)[:, None, None, :]
+    return images.masked_fill_(square, 0.0)
+
+
+def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Scale to 0 to 1, subtract the mean, divide by the standard deviation, a channel at a time.
+
+    Args:
+        pixels: uint8 `[B, H, W, C]`.
+        mean, std: float32 `[C]`, in units of 0 to 1.
+
+    Returns:
+        float32 `[B, C, H, W]`, channels-last in memory.
+    """
+    scale = 1 / (255 * std)
+    return torch.addcmul(-mean / std, pixels.float(), scale).permute(0, 3, 1, 2)
+
+
+def channel_statistics(images: Images, rows: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measure mean and standard deviation of each channel, in units of 0 to 1, over `rows`.
+
+    Counts how often each of the 256 values occurs, so the result is exact and needs no float copy
+    of the pictures.
+    """
+    channels = images.pixels.shape[3]
+    counts = torch.zeros(channels, 256, dtype=torch.float64)
+    for chunk in rows.split(4096):
+        pixels = images.pixels[chunk]
+        for channel in range(channels):
+            counts[channel] += torch.bincount(pixels[..., channel].flatten(), minlength=256)
+    value = torch.arange(256, dtype=torch.float64) / 255
+    share = counts / counts.sum(1, keepdim=True)
+    mean = share @ value
+    variance = share @ value.square() - mean.square()
+    return tuple(mean.tolist()), tuple(variance.clamp(min=0).sqrt().tolist())

@@ -1,0 +1,110 @@
+# Every command that a person runs. `make` alone lists them.
+#
+#   ARGS    goes to the command as typed:  make train ARGS='experiment=demo trainer.max_epochs=3'
+#   TORCH   which build of torch to install: cpu, cu128, … (uv's --torch-backend), or default for
+#           the one on the ordinary package index. It stays until TORCH names another.
+#   PYTHON  the Python to make .venv with, where the first one found is not the one wanted (to
+#           change it later: make clean install PYTHON=…).
+
+.PHONY: help install demo train evaluate tensorboard test test-slow check format lock clean FORCE
+.DEFAULT_GOAL := help
+
+help:
+	@awk -F ':.*## ' '/^## / { print "\n" substr($$0, 4) } \
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo; echo "Any command takes options:  make train ARGS='experiment=demo trainer.max_epochs=3'"
+
+## Start
+
+install: .venv/.installed ## Install everything into .venv, once (TORCH=cpu: without CUDA)
+
+demo: .venv/.installed ## Train a small classifier from start to finish
+	.venv/bin/python -m litvision.train experiment=demo $(value ARGS)
+
+## Experiment
+
+train: .venv/.installed ## Train as conf/train.yaml says, but for what ARGS changes
+	.venv/bin/python -m litvision.train $(value ARGS)
+
+evaluate: .venv/.installed ## Test a trained classifier from its checkpoint
+	.venv/bin/python -m litvision.evaluate $(value ARGS)
+
+tensorboard: .venv/.installed ## Show the curves of every run in logs/ in the browser
+	.venv/bin/tensorboard --logdir logs $(value ARGS)
+
+## Develop
+
+test: .venv/.installed ## Run the fast tests
+	.venv/bin/pytest $(value ARGS)
+
+test-slow: .venv/.installed ## Run the tests that train for longer
+	.venv/bin/pytest -m slow $(value ARGS)
+
+check: .venv/.installed ## Check format, lint and types; change nothing
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+
+format: .venv/.installed ## Format the code and mend what the linter can
+	.venv/bin/ruff format
+	.venv/bin/ruff check --fix
+
+# Not behind `install`: where pyproject.toml and the lock contradict each other, nothing installs.
+lock: ## Pin what pyproject.toml asks for in requirements.lock (ARGS=--upgrade)
+	@$(ready); $$uv pip compile --quiet --universal --python-version 3.11 --all-extras \
+		--custom-compile-command 'make lock' pyproject.toml -o requirements.lock $(value ARGS)
+
+clean: ## Remove .venv, builds and caches; data/ and logs/ stay
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .coverage
+	find $(wildcard src tests benchmarks) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- How `install` works -------------------------------------------------------------------------
+
+# Sets $uv and sees to a working .venv. uv is the one on the PATH, else one that pip puts into
+# .venv. A candidate has to answer, not just to exist: version managers put a stand-in on the PATH
+# for every Python they know, whether or not it is switched on.
+define ready
+uv=uv; uv --version >/dev/null 2>&1 || uv=.venv/bin/uv; \
+if ! { $$uv --version && .venv/bin/python --version; } >/dev/null 2>&1; then \
+	for name in $(if $(PYTHON),"$(PYTHON)",python3 python3.14 python3.13 python3.12 python3.11); do \
+		python=$$("$$name" -c 'import sys; assert sys.version_info >= (3, 11); print(sys.executable)' \
+			2>/dev/null) && break; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "Litvision needs Python 3.11 or newer, and $(or $(PYTHON),python3) is not: install one," \
+			"or name it: make install PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi; \
+	if [ $$uv = uv ]; then \
+		uv venv --quiet --clear --python "$$python" .venv; \
+	else \
+		"$$python" -m venv --clear .venv && .venv/bin/python -m pip install --quiet uv; \
+	fi || exit 1; \
+fi
+endef
+
+# The stamp goes first and comes back last, so that an install that was cut short is done again.
+# .venv/.torch holds the build of torch that was asked for last. Another build, or an unknown one,
+# has to go first: 2.15.0 and 2.15.0+cpu both satisfy ==2.15.0, and uv leaves what satisfies alone.
+# The lock constrains and does not list: a CPU build needs none of the CUDA packages in it.
+.venv/.installed: pyproject.toml requirements.lock \
+		$(if $(TORCH),$(if $(filter $(TORCH),$(shell cat .venv/.torch 2>/dev/null)),,FORCE))
+	@had=$$(cat .venv/.torch 2>/dev/null); torch=$(or $(TORCH),$${had:-default}); \
+	[ -e $@ ] || had=; rm -f $@; \
+	$(ready); \
+	echo $$torch > .venv/.torch; \
+	if [ $$torch = default ]; then backend=; else backend="--torch-backend $$torch"; fi; \
+	if [ $$torch != "$$had" ]; then \
+		$$uv pip uninstall --quiet --python .venv/bin/python torch torchvision; \
+	fi; \
+	if $$uv pip install --python .venv/bin/python --constraint requirements.lock $$backend \
+		-e '.[dev]'; then \
+		touch $@; \
+	else \
+		if [ "$$backend" ]; then \
+			rm .venv/.torch; \
+			echo "TORCH=$$torch comes from PyTorch's own package index, which could not be reached or" \
+				"does not have it: run plain 'make install' for torch from the ordinary index." >&2; \
+		fi; \
+		exit 1; \
+	fi

@@ -1,0 +1,91 @@
+"""Lower the learning rate when the watched metric stops improving."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from pydantic import Field
+from torch.optim import lr_scheduler
+
+from litvision.errors import UserError
+
+
+class _PlateauSchedule(lr_scheduler.ReduceLROnPlateau):
+    """Torch's schedule, for which an equal value is no worse: the `<=` of the best checkpoint."""
+
+    def _is_better(self, a: float, best: float) -> bool:
+        return a <= best if self.mode == "min" else a >= best
+
+
+class ReduceLROnPlateau(L.Callback):
+    """Multiply the learning rate by `factor` after `patience` epochs in a row without improvement.
+
+    Beside early stopping and checkpointing, since the three watch the same number. It wraps torch's
+    `ReduceLROnPlateau` and registers it with the trainer before Lightning restores a checkpoint, so
+    that resuming and learning-rate monitors see it. It steps it itself, at the end of the training
+    epoch and before checkpoints are saved: Lightning steps such schedules after saving, and a
+    resumed run would have forgotten an epoch.
+
+    Args:
+        monitor: the metric, as logged.
+        mode: "min" where lower is better, "max" where higher is.
+        factor: what the learning rate is multiplied by.
+        patience: epochs without improvement until then. The rate falls at the end of the
+            `patience`-th such epoch, as `EarlyStopping` counts (torch's own falls one later).
+        cooldown: epochs after a reduction in which nothing is counted.
+        min_lr: never go below.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val/loss",
+        mode: Literal["min", "max"] = "min",
+        factor: Annotated[float, Field(gt=0, lt=1)] = 0.5,
+        patience: Annotated[int, Field(ge=1)] = 10,
+        cooldown: Annotated[int, Field(ge=0)] = 0,
+        min_lr: Annotated[float, Field(ge=0)] = 0.0,
+    ) -> None:
+        self.monitor = monitor
+        self.options: dict[str, Any] = {
+            "mode": mode,
+            "factor": factor,
+            "patience": patience - 1,
+            "cooldown": cooldown,
+            "min_lr": min_lr,
+        }
+        self.schedule: _PlateauSchedule | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Register the schedule with the trainer."""
+        if trainer.lr_scheduler_configs:
+            raise UserError(
+                "Two schedules would set the learning rate: the scheduler group and the callback "
+                "reduce_lr_on_plateau. Choose one: scheduler=none, or "
+                "callbacks.reduce_lr_on_plateau=null."
+            )
+        self.schedule = _PlateauSchedule(trainer.optimizers[0], **self.options)
+        trainer.strategy.lr_scheduler_configs.append(
+            LRSchedulerConfig(
+                self.schedule,
+                name="lr",
+                interval="callback",  # neither "step" nor "epoch": Lightning leaves stepping to us
+                reduce_on_plateau=True,
+                monitor=self.monitor,
+            )
+        )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare this epoch with the best."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None:
+            if trainer.fit_loop.epoch_loop._should_check_val_epoch():
+                raise UserError(
+                    f"reduce_lr_on_plateau watches {self.monitor!r}, which was not logged. Logged: "
+                    f"{', '.join(sorted(trainer.callback_metrics))}. Set monitor to one of these."
+                )
+            return
+        assert self.schedule is not None
+        self.schedule.step(torch.as_tensor(value).item())

@@ -1,0 +1,120 @@
+"""Write how a run ended: `result.json` in the run's folder, and a summary for its reader."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from litvision.callbacks.best_checkpoint import BestCheckpoint
+
+
+class Result(L.Callback):
+    """Keep `result.json` up to date: one flat object, rewritten whole at each change.
+
+    It holds every final metric by its name (those of validation are the last epoch's),
+    `best_<monitor>`, `best_epoch` (counted from 1, as printed), `epochs`, `seconds` (training and
+    validation), `images_per_second` (the median epoch's), `state` ("running", "done" or "failed")
+    with `error`, and `overrides`.
+
+    Args:
+        overrides: what the command line changed, as Hydra lists it.
+        try_next: commands to suggest at the end; `{run}` and `{checkpoint}` are filled in.
+    """
+
+    def __init__(
+        self, overrides: list[str] | None = None, try_next: list[str] | None = None
+    ) -> None:
+        self.overrides = overrides or []
+        self.try_next = try_next or []
+        self.content: dict[str, Any] = {}
+        self._rates: list[float] = []
+        self._started = 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Say that the run is under way."""
+        if stage == "fit":
+            self._started, self._rates = time.perf_counter(), []
+            self.content = {"state": "running", "overrides": self.overrides}
+            self._write(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the epoch's metrics."""
+        self._take(trainer)
+        if "images_per_second" in self.content:
+            self._rates.append(self.content["images_per_second"])
+        self.content["epochs"] = trainer.current_epoch + 1
+        self._write(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the best epoch and close the training part."""
+        self._take(trainer)
+        self.content["seconds"] = round(time.perf_counter() - self._started, 3)
+        if self._rates:
+            self.content["images_per_second"] = sorted(self._rates)[len(self._rates) // 2]
+        callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
+        best = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
+        if best is not None and best.best_epoch is not None and best.best_model_score is not None:
+            self.content["best_epoch"] = best.best_epoch + 1
+            self.content[f"best_{best.monitor}"] = float(best.best_model_score)
+        self.content["state"] = "done"
+        self._write(trainer)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the test metrics."""
+        self._take(trainer, prefix="test/")
+        self._write(trainer)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Say that the run failed, and of what."""
+        error = str(exception).strip() or type(exception).__name__
+        self.content |= {"state": "failed", "error": error.splitlines()[0]}
+        self._write(trainer)
+
+    def summary(self, run: Path, checkpoint: str) -> str:
+        """Return what a person wants to read at the end, several lines."""
+        get = self.content.get
+        rows = [
+            ("test accuracy", _percent(get("test/acc"))),
+            (
+                "best epoch",
+                f"{get('best_epoch')} of {get('epochs')}" if get("best_epoch") else None,
+            ),
+            ("seconds", f"{get('seconds'):.0f}" if get("seconds") is not None else None),
+            ("images/s", f"{get('images_per_second'):.0f}" if get("images_per_second") else None),
+            ("run", str(run)),
+        ]
+        lines = [f"{name:<15}{value}" for name, value in rows if value is not None]
+        if self.try_next:
+            lines += ["", "Next, try:"]
+            lines += [f"  {c.format(run=run, checkpoint=checkpoint)}" for c in self.try_next]
+        return "\n".join(lines)
+
+    def _take(self, trainer: L.Trainer, prefix: str = "") -> None:
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(prefix):
+                self.content[name] = float(value)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / "result.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # JSON has no NaN or infinity.
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in self.content.items()
+        }
+        part = path.with_suffix(".json.part")
+        part.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2%}"

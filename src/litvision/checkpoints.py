@@ -1,0 +1,101 @@
+"""Read a checkpoint safely, and rebuild the classifier from it alone.
+
+A checkpoint is Lightning's own, plus one entry, `litvision`, of plain values:
+
+    format      1
+    version     of this package
+    config      the composed config of the run, resolved
+    classes     names, in the order of the logits
+    mean, std   per channel, in units of 0 to 1, as the pictures were normalised
+    image_size  [height, width] in pixels
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from litvision.classifier import ImageClassifier
+from litvision.errors import UserError
+
+FORMAT = 1
+# The targets that a checkpoint's config may name. A file never extends this list; a person may.
+TRUSTED = ("litvision.*", "torch.nn.*", "torch.optim.*", "torchvision.*")
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint's content without running anything that it holds.
+
+    Raises:
+        UserError: the file is missing, a folder, truncated, or not a checkpoint of this project.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(
+            f"There is no checkpoint at {path}: give checkpoint=<a run's checkpoints/best.ckpt>."
+        )
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder, not a checkpoint: give the file in it, such as "
+            f"{path / 'checkpoints' / 'best.ckpt'}."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: it is truncated, damaged, another kind of "
+            "file, or holds more than tensors and plain values. Give one that `make train` saved."
+        ) from error
+    card = content.get("litvision") if isinstance(content, dict) else None
+    if not isinstance(card, dict) or "state_dict" not in content:
+        raise UserError(
+            f"{path} is a checkpoint of another program: it lacks the entry 'litvision' that every "
+            "checkpoint of this project has. Give one that `make train` saved."
+        )
+    if card.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has checkpoint format {card.get('format')}, and this version reads {FORMAT}: "
+            f"use the version that saved it ({card.get('version')})."
+        )
+    return content
+
+
+def rebuild(
+    content: dict[str, Any], path: str | Path, trust: Iterable[str] = ()
+) -> ImageClassifier:
+    """Build the classifier of a checkpoint's config and load its weights.
+
+    Args:
+        content: what `read` returned.
+        path: where it came from, for messages.
+        trust: targets allowed beside `TRUSTED`, such as "timm.*".
+
+    Raises:
+        UserError: the config names a target that is not trusted, or the weights do not fit.
+    """
+    card = content["litvision"]
+    model = OmegaConf.create(card["config"]["model"])
+    try:
+        classifier = instantiate(model, _convert_="all", _execution_whitelist_=(*TRUSTED, *trust))
+        if not isinstance(classifier, ImageClassifier):
+            raise TypeError(f"its model is a {type(classifier).__name__}, not an ImageClassifier")
+        classifier.load_state_dict(content["state_dict"])
+    except (HydraException, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} does not give a classifier: {_first_line(error)}. If its network comes from a "
+            "package that you trust, add trust=[<package>.*]."
+        ) from error
+    classifier.card = card
+    return classifier
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -1,0 +1,202 @@
+"""The LightningModule: loss, metrics, optimizer and schedule around any network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from litvision import hardware
+from litvision.batches import Batch
+from litvision.errors import UserError
+
+
+class NonFiniteLossError(UserError):
+    """The loss became NaN or infinite; the message names epoch, step, batch and learning rate."""
+
+
+class ImageClassifier(L.LightningModule):
+    """Trains a network with cross-entropy.
+
+    Logs `train/ val/ test/` `loss` and `acc` (0 to 1), each exact over the whole split: sums over
+    all pictures of all devices, divided once.
+
+    Args:
+        network: maps float `[B, C, H, W]` to logits `[B, classes]`.
+        optimizer: called with parameter groups, gives the optimizer; not needed to evaluate.
+        scheduler: called with the optimizer, gives a schedule that steps after every batch.
+        label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2015,
+            arXiv 1512.00567); validation and test measure plain cross-entropy.
+        decay_norm_and_bias: whether weight decay also shrinks biases and the gains of norm layers;
+            without it, only weights with two or more dimensions are decayed.
+        channels_last: channels-last memory for pictures and weights; "auto": where it is faster.
+        compile: compile the network with TorchInductor before training.
+    """
+
+    # What a checkpoint says about itself, so that it can be used from its path alone: plain values.
+    card: dict[str, Any]
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+        *,
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        decay_norm_and_bias: bool = True,
+        channels_last: bool | Literal["auto"] = "auto",
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.label_smoothing = label_smoothing
+        self.decay_norm_and_bias = decay_norm_and_bias
+        self.channels_last = channels_last
+        self.compile_network = compile
+        self.card = {}
+        self.val_loss, self.val_acc = MeanMetric(), MeanMetric()
+        self.test_loss, self.test_acc = MeanMetric(), MeanMetric()
+        self._layout = torch.contiguous_format
+        self._unchecked: list[tuple[int, float]] = []
+
+    def setup(self, stage: str) -> None:
+        """Choose the memory layout for the device that Lightning has picked; compile if asked."""
+        wanted = self.channels_last
+        if wanted == "auto":
+            wanted = hardware.prefers_channels_last(_accelerator_of(self.trainer))
+        self._layout = torch.channels_last if wanted else torch.contiguous_format
+        self.network.to(memory_format=self._layout)
+        if stage == "fit" and self.compile_network:
+            self.network.compile()  # in place: the names in the state dict stay as they are
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits `[B, classes]` for normalised pictures, float `[B, C, H, W]`."""
+        return self.network(images.contiguous(memory_format=self._layout))
+
+    # ------------------------------------------------------------------------------- training
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's sums: loss, correct answers, pictures."""
+        # float32 would lose the seventh digit over an epoch; Apple's GPUs have no float64.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self._sums = torch.zeros(3, dtype=dtype, device=self.device)
+        self._bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
+        self._unchecked = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the batch's mean loss, weighted so that devices' gradients average exactly."""
+        images, labels, share = batch.images, batch.labels, batch.share
+        logits = self(images).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        with torch.no_grad():  # sums stay on the device, so that a GPU need not be waited for
+            self._sums[0] += loss * len(labels)
+            self._sums[1] += (logits.argmax(1) == labels).sum()
+            self._sums[2] += len(labels)
+        self._watch(loss.detach(), batch_idx)
+        return loss if share == 1.0 else loss * share
+
+    def _watch(self, loss: Tensor, batch_idx: int) -> None:
+        """Notice a loss that is not finite, without making a GPU wait at every step.
+
+        A CPU knows the loss already. A GPU notes the first bad batch on the device, and it is read
+        every `log_every_n_steps` batches and at the end of the epoch, before a checkpoint is saved.
+        """
+        self._unchecked.append((batch_idx, self._learning_rate()))
+        first = (self._bad_step < 0) & ~torch.isfinite(loss)
+        self._bad_step = torch.where(first, batch_idx, self._bad_step)
+        every = getattr(self.trainer, "log_every_n_steps", 0) or 50
+        if self.device.type == "cpu" or (batch_idx + 1) % every == 0:
+            self._raise_if_not_finite()
+
+    def _raise_if_not_finite(self) -> None:
+        bad = int(self._bad_step)
+        if bad >= 0:
+            rates = dict(self._unchecked)
+            behind = (self._unchecked[-1][0] - bad) if self._unchecked else 0
+            raise NonFiniteLossError(
+                f"The training loss is not finite at epoch {self.current_epoch}, "
+                f"step {self.global_step - behind}, batch {bad} of that epoch, "
+                f"learning rate {rates.get(bad, self._learning_rate()):g}. "
+                "The last good checkpoint is kept. Lower optimizer.lr, or set "
+                "trainer.gradient_clip_val=1."
+            )
+        self._unchecked.clear()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log `train/loss` and `train/acc` of the epoch with its last batch.
+
+        Not in `on_train_epoch_end`, which comes after the callbacks' own: they would see the
+        metrics of the epoch before.
+        """
+        if self.trainer.is_last_batch or self.trainer.global_step == self.trainer.max_steps:
+            sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+            loss, correct, size = sums.tolist()
+            for name, value in (("loss", loss / size), ("acc", correct / size)):
+                self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=1)
+
+    # -------------------------------------------------------------------- validation and test
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure one validation batch."""
+        self._measure("val", batch, self.val_loss, self.val_acc)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Measure one test batch and return the predicted classes, int64 `[B]`."""
+        return self._measure("test", batch, self.test_loss, self.test_acc)
+
+    def _measure(self, split: str, batch: Batch, loss: MeanMetric, acc: MeanMetric) -> Tensor:
+        logits, labels = self(batch.images).float(), batch.labels
+        answers = logits.argmax(1)
+        loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        acc.update((answers == labels).float())
+        size = len(labels)
+        self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=size)
+        self.log(f"{split}/acc", acc, on_step=False, on_epoch=True, batch_size=size)
+        return answers
+
+    def on_validation_start(self) -> None:
+        """Read what a GPU noted about the loss before anything is saved."""
+        if self._unchecked:
+            self._raise_if_not_finite()
+
+    # ----------------------------------------------------------------- optimizer and schedule
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer over one or two parameter groups, and its schedule."""
+        if self.optimizer is None:
+            raise ValueError("ImageClassifier was built without an optimizer; training needs one")
+        optimizer = self.optimizer(self.parameter_groups())
+        if self.scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self.scheduler(optimizer), "interval": "step", "name": "lr"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the trainable parameters; norm layers and biases apart if they do not decay."""
+        trainable = [p for p in self.network.parameters() if p.requires_grad]
+        if self.decay_norm_and_bias:
+            return [{"params": trainable}]
+        matrices = [p for p in trainable if p.ndim > 1]
+        vectors = [p for p in trainable if p.ndim <= 1]
+        return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+
+    def _learning_rate(self) -> float:
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the checkpoint say what it is; see `litvision.checkpoints`."""
+        checkpoint["litvision"] = self.card
+
+
+def _accelerator_of(trainer: L.Trainer) -> str:
+    kind = trainer.strategy.root_device.type
+    return kind if kind in ("cuda", "mps") else "cpu"

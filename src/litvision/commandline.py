@@ -1,0 +1,177 @@
+"""What surrounds a command: Hydra composes its config, and mistakes get one clear line.
+
+Nothing here imports torch, so help and misspelt words are answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from litvision.errors import UserError
+
+_PACKAGE = Path(__file__).parent
+# Beside the package in a clone, inside it in a wheel.
+CONF = next(
+    (c for c in (_PACKAGE.parents[1] / "conf", _PACKAGE / "conf") if c.is_dir()), _PACKAGE / "conf"
+)
+
+
+def command(
+    config_name: str, trusted: Any = UNSAFE_DISABLE_EXECUTION_CHECKS
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make a function of a config into a command: `@hydra.main` with errors that a person can read.
+
+    A `UserError`, a misspelt word or a broken config ends the command with one line on standard
+    error and exit status 1. Any other exception keeps its traceback.
+
+    Args:
+        config_name: the primary config in `conf/`, without `.yaml`.
+        trusted: the `_target_`s that Hydra may build. By default all: the config of a clone is its
+            owner's own code. A command that reads a stranger's config must name them.
+    """
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def task(cfg: DictConfig) -> Any:
+            try:
+                return function(cfg)
+            except (UserError, OmegaConfBaseException) as error:
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise  # the sweep, not the run, ends the process
+                stop(_message_of(error))
+
+        app = hydra.main(
+            config_path=str(CONF),
+            config_name=config_name,
+            execution_whitelist=trusted,
+        )(task)
+
+        @functools.wraps(function)
+        def main() -> None:
+            if os.environ.setdefault("HYDRA_FULL_ERROR", "1") != "1":
+                app()  # the person wants Hydra's own reports
+                return
+            try:
+                app()
+            except MissingConfigException as error:
+                stop(_missing_option(error, config_name))
+            except OverrideParseException as error:
+                stop(f"{error.override!r} cannot be read: {_first_line(error)}. {OVERRIDE_HELP}")
+            except ConfigCompositionException as error:
+                stop(_composition_error(error, config_name))
+            except (UserError, OmegaConfBaseException) as error:
+                stop(_message_of(error))
+
+        return main
+
+    return decorate
+
+
+OVERRIDE_HELP = "Write group=option or key=value, and quote values with spaces or brackets."
+
+
+def stop(message: str) -> NoReturn:
+    """Print one line on standard error and exit with status 1."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def nearest(word: str, words: Iterable[str], count: int = 3) -> list[str]:
+    """Return the words most like `word`, best first; for a dotted key its last part counts too."""
+    words = sorted(set(words))
+    found = difflib.get_close_matches(word, words, n=count, cutoff=0.6)
+    last = word.rpartition(".")[2]
+    by_last = {w.rpartition(".")[2]: w for w in reversed(words)}
+    found += [by_last[w] for w in difflib.get_close_matches(last, by_last, n=count, cutoff=0.7)]
+    return list(dict.fromkeys(found))[:count]
+
+
+def keys_of(cfg: Any, prefix: str = "") -> list[str]:
+    """Return every dotted key of a config."""
+    keys: list[str] = []
+    for key in cfg:
+        keys.append(f"{prefix}{key}")
+        child = cfg._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
+            keys += keys_of(child, f"{prefix}{key}.")
+    return keys
+
+
+def groups() -> list[str]:
+    """Return the config groups, the folders of `conf/`."""
+    return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+
+
+def _message_of(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    key = getattr(error, "full_key", None) or getattr(error, "key", None)
+    line = _first_line(error)
+    if line.startswith("Missing mandatory value"):
+        return f"{key} has no value: give {key}=…"
+    return f"{key}: {line}" if key and str(key) not in line else line
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _missing_option(error: MissingConfigException, config_name: str) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    if not group or error.options is None:
+        return _first_line(error)
+    options = [o for o in error.options if o != "base"]
+    near = nearest(option, options) or options
+    return (
+        f"{group}={option}: there is no {option!r} in {group}. "
+        f"Nearest: {', '.join(near)}. All of {group}: {', '.join(options)}."
+    )
+
+
+def _composition_error(error: ConfigCompositionException, config_name: str) -> str:
+    found = re.search(r"Could not override '([^']+)'", str(error))
+    if not found:
+        cause = error.__cause__ or error
+        return (
+            f"{_first_line(error)} ({_first_line(cause)})"
+            if error.__cause__
+            else _first_line(error)
+        )
+    key = found.group(1).partition("@")[0]
+    near = nearest(key, _valid_keys(config_name, key))
+    hint = f"Nearest: {', '.join(near)}." if near else f"Groups: {', '.join(groups())}."
+    return f"There is no key or group {key!r}. {hint} To add a new key, write +{key}=…"
+
+
+def _valid_keys(config_name: str, wrong: str) -> list[str]:
+    """Return keys and groups of the config as the rest of the command line composes it."""
+    chosen = [
+        word
+        for word in sys.argv[1:]
+        if word.partition("=")[0] in groups() and word.partition("=")[0] != wrong
+    ]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF)):
+        try:
+            cfg = compose(config_name, overrides=chosen)
+        except (ConfigCompositionException, OmegaConfBaseException):
+            cfg = compose(config_name)
+    return [*keys_of(cfg), *groups()]

@@ -1,0 +1,270 @@
+"""The LightningDataModule: read once, split, batch, and augment whole batches on their device."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import Annotated, Any, Protocol
+
+import lightning as L
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from litvision.batches import (
+    Batch,
+    EpochOrder,
+    Images,
+    Padding,
+    PlanSampler,
+    Subset,
+    channel_statistics,
+    crop,
+    cutout,
+    flip,
+    normalize,
+    split_stratified,
+)
+from litvision.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """Where pictures come from; see `litvision.sources`."""
+
+    def prepare(self) -> None:
+        """Download or decode, once; safe to call again."""
+
+    def read(self) -> dict[str, Images]:
+        """Return the splits: "train", "test", and "val" where the source has one of its own."""
+
+
+class ImageDataModule(L.LightningDataModule):
+    """Batches of augmented, normalised pictures from any source.
+
+    Args:
+        source: called with `options`, gives the source.
+        batch_size: pictures a training step, over all devices together.
+        eval_batch_size: the same for validation and test, where no gradients need room.
+        val_fraction: share of each class of the training split that is set aside for validation.
+            Not used where the source has a validation split. The test split is never touched.
+        classes: train on these classes only, labelled in this order; None: on all.
+        limit_per_class: keep this many pictures of each class of the training split, drawn by
+            `seed`, before validation is set aside; None: keep all.
+        padding: random crop: pixels added on each side first; 0: no crop.
+        padding_mode: "zero" (black) or "reflect".
+        flip: mirror a picture left to right with probability 1/2.
+        cutout: side in pixels of a random square set to the mean colour; 0: none.
+        mean, std: per channel, in units of 0 to 1; None: the data set's published values, else
+            measured on the pictures that are trained on.
+        num_workers: loader processes; 0, indexing in this process, is fastest for pictures in
+            memory. The data are the same for any number.
+        seed: what split, order and augmentation are drawn from.
+        options: passed on to `source`.
+    """
+
+    def __init__(
+        self,
+        source: Callable[..., Source],
+        *,
+        batch_size: Annotated[int, Field(ge=1)] = 128,
+        eval_batch_size: Annotated[int, Field(ge=1)] = 512,
+        val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        classes: list[str] | None = None,
+        limit_per_class: Annotated[int, Field(ge=2)] | None = None,
+        padding: Annotated[int, Field(ge=0)] = 4,
+        padding_mode: Padding = "zero",
+        flip: bool = True,
+        cutout: Annotated[int, Field(ge=0)] = 0,
+        mean: list[float] | None = None,
+        std: list[Annotated[float, Field(gt=0)]] | None = None,
+        num_workers: Annotated[int, Field(ge=0)] = 0,
+        seed: Annotated[int, Field(ge=0)] = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.source = source(**options)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.val_fraction = val_fraction
+        self.only_classes = classes
+        self.limit_per_class = limit_per_class
+        self.padding = padding
+        self.padding_mode: Padding = padding_mode
+        self.flip = flip
+        self.cutout = cutout
+        self.mean = mean
+        self.std = std
+        self.num_workers = num_workers
+        self.seed = seed
+        self.test_split = "test"
+        self.subsets: dict[str, Subset] = {}
+
+    def prepare_data(self) -> None:
+        """Let the source download or decode what it has not yet."""
+        self.source.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the pictures and make the subsets `train`, `val` and `test`, once for all stages.
+
+        Raises:
+            UserError: `classes` names one that is not there, or a class is too small to split.
+        """
+        if self.subsets:
+            return
+        splits = self.source.read()
+        rows = {name: self._keep(images) for name, images in splits.items()}
+        splits = {name: self._relabel(images) for name, images in splits.items()}
+        train, kept = splits["train"], rows["train"]
+        if self.limit_per_class is not None:
+            kept = kept[_first_of_each(train.labels[kept], self.limit_per_class, self.seed)]
+        if "val" not in splits:
+            splits["val"] = train
+            first, second = split_stratified(train.labels[kept], self.val_fraction, self.seed)
+            kept, rows["val"] = kept[first], kept[second]
+        rows["train"] = kept
+        self.subsets = {name: Subset(splits[name], rows[name]) for name in splits}
+        for name in ("train", "val", "test"):
+            if not len(self.subsets[name]):
+                raise UserError(
+                    f"The {name} split has no pictures left: it needs at least one. "
+                    "Add pictures, or change data.val_fraction or data.classes."
+                )
+        if self.mean is None or self.std is None:
+            mean, std = train.mean, train.std
+            if mean is None or std is None:
+                mean, std = channel_statistics(train, kept)
+            self.mean, self.std = list(mean), list(std)
+        if len(self.mean) != train.pixels.shape[3] or len(self.std) != train.pixels.shape[3]:
+            raise UserError(
+                f"data.mean and data.std take {train.pixels.shape[3]} values, one a channel, "
+                f"not {len(self.mean)} and {len(self.std)}."
+            )
+        # A colour that never varies would divide by zero; any finite scale serves it.
+        self._mean = torch.tensor(self.mean)
+        self._std = torch.tensor([value or 1.0 for value in self.std])
+
+    def _keep(self, images: Images) -> Tensor:
+        """Return the rows whose class is wanted, ascending."""
+        if self.only_classes is None:
+            return torch.arange(len(images))
+        for name in self.only_classes:
+            if name not in images.classes:
+                near = difflib.get_close_matches(name, images.classes, n=3, cutoff=0.0)
+                raise UserError(
+                    f"data.classes names {name!r}, which the data set does not have. "
+                    f"Nearest: {', '.join(near)}; it has {len(images.classes)} classes in all."
+                )
+        if len(set(self.only_classes)) != len(self.only_classes):
+            raise UserError("data.classes names a class twice: name each once.")
+        wanted = torch.tensor([name in self.only_classes for name in images.classes])
+        return wanted[images.labels].nonzero().flatten()
+
+    def _relabel(self, images: Images) -> Images:
+        """Number the wanted classes from 0 in the order asked for; the pictures stay in place."""
+        if self.only_classes is None:
+            return images
+        number = torch.full((len(images.classes),), -1)
+        for new, name in enumerate(self.only_classes):
+            number[images.classes.index(name)] = new
+        labels, classes = number[images.labels], tuple(self.only_classes)
+        return Images(images.pixels, labels, classes, images.mean, images.std)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the labels."""
+        return self.subsets["train"].images.classes
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        h, w = self.subsets["train"].images.pixels.shape[1:3]
+        return h, w
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in one epoch, a last short batch counted."""
+        return len(self._plans("train", training=True))
+
+    def checksum(self) -> str:
+        """Return a SHA-256 over the pictures, labels and subsets: equal data, equal checksum."""
+        digest = hashlib.sha256()
+        for name in ("train", "val", "test"):
+            subset = self.subsets[name]
+            if name != "val" or subset.images is not self.subsets["train"].images:
+                digest.update(subset.images.pixels.contiguous().numpy().data)
+                digest.update(subset.images.labels.numpy().data)
+            digest.update(subset.indices.numpy().data)
+        return digest.hexdigest()
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the loader of the training subset."""
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the loader of the validation subset."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the loader of the test split, or of the one that `test_split` names."""
+        return self._loader(self.test_split)
+
+    def _plans(self, name: str, training: bool = False) -> PlanSampler:
+        world_size = self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        size = len(self.subsets[name])
+        batch_size = self.batch_size if training else self.eval_batch_size
+        if min(size, batch_size) < world_size:
+            key = "batch_size" if training else "eval_batch_size"
+            raise UserError(
+                f"{world_size} devices need at least {world_size} pictures a step: data.{key} is "
+                f"{batch_size} and the {name} split has {size}. Raise it or use fewer devices."
+            )
+        order = EpochOrder(size, self.seed, shuffle=training)
+        augment = training and bool(self.padding or self.flip or self.cutout)
+        return PlanSampler(order, batch_size, rank, world_size, augment)
+
+    def _loader(self, name: str, training: bool = False) -> DataLoader:
+        plans: Any = self._plans(name, training)  # torch annotates batches as lists of indices
+        collate: Any = _whole_batch
+        return DataLoader(
+            self.subsets[name],
+            batch_sampler=plans,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment a training batch and normalise any batch, where it now lies."""
+        if not isinstance(batch, Batch):
+            return batch
+        pixels, draws = batch.images, batch.draws
+        self._mean, self._std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        if draws is not None and self.padding:
+            window = draws[:, :2] % (2 * self.padding + 1)
+            pixels = crop(pixels, window[:, 0], window[:, 1], self.padding, self.padding_mode)
+        if draws is not None and self.flip:
+            pixels = flip(pixels, draws[:, 2] % 2 == 1)
+        images = normalize(pixels, self._mean, self._std)
+        if draws is not None and self.cutout:
+            rows, columns = draws[:, 3] % images.shape[2], draws[:, 4] % images.shape[3]
+            images = cutout(images, rows, columns, self.cutout)
+        return batch._replace(images=images)
+
+
+def _whole_batch(batch: Batch) -> Batch:
+    """Pass on what `Subset.__getitems__` has already collated."""
+    return batch
+
+
+def _first_of_each(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Return `count` positions of each class, drawn by `seed`, ascending."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    chosen = [shuffled[labels[shuffled] == label][:count] for label in labels.unique(sorted=True)]
+    return torch.cat(chosen).sort().values

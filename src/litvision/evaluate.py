@@ -1,0 +1,126 @@
+"""Test a trained classifier: `python -m litvision.evaluate checkpoint=PATH [data=NAME …]`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from litvision.commandline import command
+from litvision.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@command("evaluate", trusted=("litvision.*", "lightning.*"))
+def main(cfg: DictConfig) -> float:
+    """Rebuild the classifier of `cfg.checkpoint`, test it, print a table, return the accuracy."""
+    import lightning as L
+
+    from litvision import assemble, checkpoints
+    from litvision.callbacks.confusion import Confusion
+    from litvision.callbacks.progress import progress
+    from litvision.validation import check
+
+    assemble.settle_logging()
+    content = checkpoints.read(cfg.checkpoint)
+    card = content["litvision"]
+    chosen = "_target_" in cfg.data
+    with open_dict(cfg):
+        cfg.data = data_config(cfg.data, card)
+    assemble.choose_precision(cfg)
+    check(cfg)
+    if cfg.split not in ("train", "val", "test"):
+        raise UserError(f"split={cfg.split!r} does not fit: it takes one of train, val, test.")
+    classifier = checkpoints.rebuild(content, cfg.checkpoint, cfg.trust)
+    # A data set that the person chose on the command line is trusted like any config of a clone.
+    datamodule = assemble.build_datamodule(cfg.data, trust=None if chosen else cfg.trust)
+    datamodule.test_split = cfg.split
+    datamodule.prepare_data()
+    datamodule.setup()
+    confusion = Confusion(len(card["classes"]))
+    with assemble.parts("trainer"):
+        trainer: L.Trainer = assemble.build(
+            cfg.trainer,
+            callbacks=[confusion, progress()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+    metrics = dict(trainer.test(classifier, datamodule, verbose=False)[0])
+    assert confusion.matrix is not None
+    if trainer.is_global_zero:
+        result = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, **metrics}
+        result |= {
+            f"acc/{name}": _share(confusion.matrix, label)
+            for label, name in enumerate(card["classes"])
+        }
+        Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
+        Path(cfg.run_dir, "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        print(table(card["classes"], metrics, confusion.matrix), flush=True)
+    return metrics["test/acc"]
+
+
+def data_config(data: DictConfig, card: dict[str, Any]) -> DictConfig:
+    """Return the config of the data to test on, prepared as the classifier was trained.
+
+    Args:
+        data: a whole data config if one was chosen, else values that replace the checkpoint's own,
+            where they are not null.
+        card: what the checkpoint says about itself.
+    """
+    if "_target_" in data:
+        node = OmegaConf.create(OmegaConf.to_container(data, resolve=True, throw_on_missing=True))
+        assert isinstance(node, DictConfig)
+        given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        if "image_size" in node and not any(o.startswith("data.image_size=") for o in given):
+            node.image_size = card["image_size"][0]
+        if node.get("classes") is None:
+            node.classes = card["classes"]  # in the order of the logits
+    else:
+        node = OmegaConf.create(card["config"]["data"])
+        unknown = [str(key) for key, value in data.items() if value is not None and key not in node]
+        if unknown:
+            raise UserError(
+                f"data.{unknown[0]}: the data that the checkpoint was trained on have no such "
+                f"option. They have: {', '.join(map(str, node))}."
+            )
+        node.update({key: value for key, value in data.items() if value is not None})
+    node.mean, node.std = card["mean"], card["std"]
+    return node
+
+
+def table(classes: list[str], metrics: dict[str, float], matrix: Tensor) -> str:
+    """Return loss, accuracy and the accuracy on each class as lines of text.
+
+    Args:
+        classes: names, in the order of the matrix.
+        metrics: with `test/loss` and `test/acc`.
+        matrix: int64 `[true class, predicted class]`.
+    """
+    width = max(len("accuracy"), *(len(name) for name in classes))
+    lines = [
+        f"{'pictures':<{width}}  {int(matrix.sum()):>8,}",
+        f"{'loss':<{width}}  {metrics['test/loss']:>8.4f}",
+        f"{'accuracy':<{width}}  {metrics['test/acc']:>8.2%}",
+        "",
+    ]
+    for label, name in enumerate(classes):
+        right, count = int(matrix[label, label]), int(matrix[label].sum())
+        share = _share(matrix, label)
+        shown = "-" if share is None else f"{share:.2%}"
+        lines.append(f"{name:<{width}}  {shown:>8}  {right:,} of {count:,}")
+    return "\n".join(lines)
+
+
+def _share(matrix: Tensor, label: int) -> float | None:
+    count = int(matrix[label].sum())
+    return int(matrix[label, label]) / count if count else None
+
+
+if __name__ == "__main__":
+    main()

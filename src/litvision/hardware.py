@@ -1,0 +1,44 @@
+"""What this machine does well: precision, memory layout."""
+
+from __future__ import annotations
+
+import torch
+
+
+def accelerator(requested: str) -> str:
+    """Return "cuda", "mps" or "cpu" for one of Lightning's accelerator names, "auto" included."""
+    if requested in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    if requested in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu" if requested == "auto" else requested
+
+
+def runs_bf16(device: str) -> bool:
+    """Say whether `device` multiplies bfloat16 matrices natively.
+
+    True for CUDA from compute capability 8.0 (Ampere) on, and for CPUs with AVX512-BF16 or AMX;
+    elsewhere bfloat16 is emulated and slower than float32.
+    """
+    if device == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if device == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def precision(requested: str) -> str:
+    """Return Lightning's name of the precision that trains fastest on an accelerator.
+
+    Weights stay float32 in both: at lr 0.01 a bfloat16 weight, with its 8 significant bits, would
+    round most updates away.
+    """
+    return "bf16-mixed" if runs_bf16(accelerator(requested)) else "32-true"
+
+
+def prefers_channels_last(requested: str) -> bool:
+    """Say whether convolutions are faster with channels last in memory.
+
+    With bfloat16 they are, on both kinds of device; a float32 CPU is faster on torch's default.
+    """
+    return runs_bf16(accelerator(requested))

@@ -1,0 +1,340 @@
+"""Your own pictures: a folder of class folders, decoded once into memory-mapped files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from litvision.batches import Images
+from litvision.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_EXTENSIONS = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"),
+    *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+_FORMAT = 1  # raise it when `decode` or the cache's layout changes: old caches are then rebuilt
+_BATCH = 64  # pictures that a worker decodes before it hands them over
+_FEW_BYTES = 16 * 2**20  # of picture files: below this, starting workers costs more than it saves
+
+
+def decode(path: str | Path, image_size: int) -> np.ndarray:
+    """Read one picture of any size and mode as a square of RGB pixels.
+
+    It is turned as its EXIF orientation says, laid on white where it is transparent, its shorter
+    side resized to `image_size` (antialiased), and its centre cut out. A picture that already has
+    that size keeps its exact pixels. 16-bit grey is divided by 257, so that white stays white.
+
+    Args:
+        path: the file.
+        image_size: side of the result in pixels.
+
+    Returns:
+        uint8 `[image_size, image_size, 3]`.
+
+    Raises:
+        Exception: whatever Pillow makes of a file that is damaged, too large or no picture;
+            ValueError for a mode without an agreed white level (32-bit integers, floats).
+    """
+    size = (image_size, image_size)
+    with Image.open(path) as file:
+        # A JPEG many times too large is decoded at a half, a quarter or an eighth of its size,
+        # which is much faster, and still at least twice the size that it is then resized to.
+        file.draft(None, (2 * image_size, 2 * image_size))
+        ImageOps.exif_transpose(file, in_place=True)
+        image = _to_rgb(file)
+        return np.asarray(image if image.size == size else ImageOps.fit(image, size))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"32 bits a pixel (mode {image.mode}) have no agreed white level")
+        # Pillow's own conversion would clip everything above 255 to white.
+        grey = (values.astype(np.uint32) + 128) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+class ImageFolder:
+    """Pictures in `root/train/<class>/`, `root/test/<class>/` and perhaps `root/val/<class>/`.
+
+    Any size and mode that Pillow reads will do. They are decoded once, in parallel, into one file
+    a split, which is then memory-mapped: later runs start at once, and a data set larger than
+    memory works. When a picture is added, removed or changed, its split is decoded again.
+
+    Args:
+        root: the folder that holds the splits.
+        image_size: side in pixels to which every picture is brought; see `decode`.
+        on_error: what to do with a picture that cannot be read: "raise" stops; "skip" leaves it
+            out, logs it, and lists it in `skipped.txt` in the cache.
+        num_workers: processes that decode; None is one a processor, or none for few pictures.
+        cache_dir: where to keep what was decoded; None is `root/.litvision`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        image_size: Annotated[int, Field(ge=1)] = 32,
+        on_error: Literal["raise", "skip"] = "raise",
+        num_workers: Annotated[int, Field(ge=0)] | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        self.root = Path(root).expanduser()
+        self.image_size = image_size
+        self.on_error = on_error
+        self.num_workers = num_workers
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else self.root / ".litvision"
+
+    def prepare(self) -> None:
+        """Decode every split that is new or has changed; else do nothing.
+
+        Raises:
+            UserError: the folder is not laid out as expected, a picture cannot be read (with
+                `on_error="raise"`), or the cache cannot be written.
+        """
+        self._prepared_splits()
+
+    def read(self) -> dict[str, Images]:
+        """Map every split into memory, having prepared what is not yet prepared.
+
+        Returns:
+            "train", "test" and, where there is such a folder, "val": pixels uint8
+            `[N, image_size, image_size, 3]` in the order of the class names, then file names.
+
+        Raises:
+            UserError: as `prepare` does.
+        """
+        splits = self._prepared_splits()
+        skipped = [f"{self.root}/{name}" for split in splits for name in split.skipped]
+        if skipped:
+            log.warning(
+                "left out %d unreadable pictures, all listed in %s: %s%s",
+                len(skipped),
+                self.cache_dir / "skipped.txt",
+                ", ".join(skipped[:10]),
+                ", …" if len(skipped) > 10 else "",
+            )
+        return {split.name: split.images(splits[0].classes) for split in splits}
+
+    def _prepared_splits(self) -> list[_Split]:
+        splits = [
+            _Split(self.root, name, self.image_size, self.cache_dir) for name in self._split_names()
+        ]
+        for split in splits[1:]:
+            if unknown := sorted(set(split.classes) - set(splits[0].classes)):
+                raise UserError(
+                    f"{self.root}/{split.name}/{unknown[0]} is a class that {self.root}/train does "
+                    "not have; remove it, or put pictures of that class there"
+                )
+        # A current cache is only read, so it may lie in a folder that cannot be written.
+        if not all(split.is_cached() for split in splits):
+            try:
+                self.cache_dir.mkdir(parents=True, exist_ok=True)
+                with FileLock(self.cache_dir / ".lock"):
+                    for split in splits:
+                        if not split.is_cached():  # else another process was here first
+                            split.decode_all(self.on_error, self.num_workers)
+                    _list_skipped(splits, self.cache_dir / "skipped.txt")
+            except OSError as error:
+                raise UserError(
+                    f"cannot write the decoded pictures to {self.cache_dir} ({error}); set "
+                    "data.cache_dir to a folder that can be written and has enough space"
+                ) from error
+        for split in splits:
+            split.check(self.on_error)
+        return splits
+
+    def _split_names(self) -> list[str]:
+        for name in ("train", "test"):
+            if not (self.root / name).is_dir():
+                raise UserError(
+                    f"no folder {self.root / name}; {_expected(self.root)}; "
+                    "set data.root to the folder that holds train and test"
+                )
+        return ["train", "test", *(["val"] if (self.root / "val").is_dir() else [])]
+
+
+class _Split:
+    """The picture files of one split, and the cache of what they decode to."""
+
+    def __init__(self, root: Path, name: str, image_size: int, cache_dir: Path) -> None:
+        self.root, self.name, self.image_size = root, name, image_size
+        self.cache = cache_dir / f"{name}-{image_size}px.npy"
+        self.record = self.cache.with_suffix(".json")
+        self.classes = sorted(e.name for e in _visible(root / name) if e.is_dir())
+        self.files: list[str] = []  # relative to root
+        self.skipped: dict[str, str] = {}  # file: why it cannot be read
+        self.bytes = 0
+        digest = hashlib.sha256(f"{_FORMAT} {image_size}\n".encode())
+        for class_name in self.classes:
+            for path, size, mtime in sorted(
+                _pictures(root / name / class_name, f"{name}/{class_name}")
+            ):
+                self.files.append(path)
+                self.bytes += size
+                digest.update(os.fsencode(f"{path}\0{size}\0{mtime}\n"))
+        self.digest = digest.hexdigest()
+        if not self.files:
+            raise UserError(f"no pictures in {root / name}; {_expected(root)}")
+        self.check("skip")
+
+    def is_cached(self) -> bool:
+        """Say whether the cache is whole and up to date; if so, take over what was skipped."""
+        try:
+            record = json.loads(self.record.read_text())
+            current = record["digest"] == self.digest
+            if current and record["bytes"] == self.cache.stat().st_size:
+                self.skipped = record["skipped"]
+                return True
+        except (OSError, ValueError, KeyError):
+            pass
+        return False
+
+    def decode_all(self, on_error: str, num_workers: int | None) -> None:
+        """Decode every file into the cache, one row each, those that cannot be read left out."""
+        if num_workers is None:
+            num_workers = 0 if self.bytes < _FEW_BYTES else os.cpu_count() or 1
+        loader: DataLoader[Any] = DataLoader(
+            _Batches(self.root, self.files, self.image_size),
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=_as_is,
+            generator=torch.Generator(),  # else it would draw from, and so shift, the global one
+        )
+        self.record.unlink(missing_ok=True)
+        part = self.cache.with_suffix(".part")
+        shape = (len(self.files), self.image_size, self.image_size, 3)
+        try:
+            cache = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+            _reserve(part)
+            kept = 0
+            with tqdm(total=len(self.files), desc=f"decode {self.name}", disable=None) as bar:
+                for pixels, errors in loader:
+                    if errors and on_error == "raise":
+                        raise _unreadable(self.root, *next(iter(errors.items())))
+                    self.skipped |= errors
+                    cache[kept : kept + len(pixels)] = pixels
+                    kept += len(pixels)
+                    bar.update(len(pixels) + len(errors))
+            cache.flush()
+            part.replace(self.cache)
+        finally:
+            part.unlink(missing_ok=True)
+        self.record.write_text(
+            json.dumps(
+                {
+                    "digest": self.digest,
+                    "bytes": self.cache.stat().st_size,
+                    "skipped": self.skipped,
+                },
+                indent=1,
+            )
+        )
+
+    def check(self, on_error: str) -> None:
+        """Raise a UserError for what keeps these files from being trained on."""
+        if self.skipped and on_error == "raise":
+            raise _unreadable(self.root, *next(iter(self.skipped.items())))
+        filled = {path.split("/")[1] for path in self.files if path not in self.skipped}
+        if self.name == "train" and (empty := [c for c in self.classes if c not in filled]):
+            raise UserError(
+                f"no pictures in {self.root}/train/{empty[0]}; {_expected(self.root)}; "
+                "add some or remove the folder"
+            )
+
+    def images(self, classes: list[str]) -> Images:
+        """Map the cache into memory; the labels count in `classes`."""
+        kept = [path.split("/")[1] for path in self.files if path not in self.skipped]
+        label = {name: index for index, name in enumerate(classes)}
+        return Images(
+            # Copy on write: torch wants memory that can be written, and the file must not change.
+            pixels=torch.from_numpy(np.load(self.cache, mmap_mode="c"))[: len(kept)],
+            labels=torch.tensor([label[name] for name in kept]),
+            classes=tuple(classes),
+        )
+
+
+class _Batches(Dataset[tuple[np.ndarray, dict[str, str]]]):
+    """Decode files a batch at a time: the pixels of those that can be read, why for the others."""
+
+    def __init__(self, root: Path, files: list[str], image_size: int) -> None:
+        self.root, self.files, self.image_size = root, files, image_size
+
+    def __len__(self) -> int:
+        return -(-len(self.files) // _BATCH)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, str]]:
+        pixels, errors = [], {}
+        for path in self.files[index * _BATCH : (index + 1) * _BATCH]:
+            try:
+                pixels.append(decode(self.root / path, self.image_size))
+            except UnidentifiedImageError:  # its text is the path again
+                errors[path] = "not a picture that Pillow knows"
+            except Exception as error:  # Pillow raises whatever the damaged bytes lead it to
+                errors[path] = " ".join(str(error).split()) or type(error).__name__
+        return np.array(pixels, np.uint8).reshape(-1, self.image_size, self.image_size, 3), errors
+
+
+def _as_is(batch: Any) -> Any:
+    """Keep the batch a numpy array: as a tensor, it would need shared memory, often scarce."""
+    return batch
+
+
+def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def _pictures(folder: Path | str, name: str) -> Iterator[tuple[str, int, int]]:
+    """Yield (`name`/path, bytes, modification time in ns) of the pictures below `folder`."""
+    for entry in _visible(folder):
+        if entry.name.lower().endswith(_EXTENSIONS):
+            stat = entry.stat()
+            yield f"{name}/{entry.name}", stat.st_size, stat.st_mtime_ns
+        elif entry.is_dir():
+            yield from _pictures(entry.path, f"{name}/{entry.name}")
+
+
+def _reserve(path: Path) -> None:
+    """Take up the file's disk space now: a mapped file that finds none later kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _list_skipped(splits: list[_Split], path: Path) -> None:
+    lines = [f"{s.root}/{name}\t{why}\n" for s in splits for name, why in s.skipped.items()]
+    if lines:
+        path.write_text("".join(lines), errors="surrogateescape")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _unreadable(root: Path, path: str, reason: str) -> UserError:
+    return UserError(
+        f"cannot read {root / path} ({reason}); replace or delete it, "
+        "or set data.on_error=skip to leave out every such picture"
+    )
+
+
+def _expected(root: Path) -> str:
+    return f"expected {root}/train/<class>/*.jpg and {root}/test/<class>/*.jpg (or .png, …)"

@@ -1,0 +1,25 @@
+"""Train one classifier: `python -m litvision.train experiment=NAME key=value …`."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from litvision.commandline import command
+
+
+@command("train")
+def main(cfg: DictConfig) -> float | None:
+    """Train one classifier as `cfg` says and return the best value of the watched metric."""
+    from litvision.assemble import assemble  # torch comes in here, so that help need not wait
+
+    run = assemble(cfg)
+    run.trainer.fit(run.classifier, run.datamodule, ckpt_path=run.resume_from, weights_only=True)
+    if cfg.test:
+        run.trainer.test(run.classifier, run.datamodule, ckpt_path=run.checkpoint, verbose=False)
+    if run.trainer.is_global_zero:
+        print(run.summary(), flush=True)
+    return run.score
+
+
+if __name__ == "__main__":
+    main()

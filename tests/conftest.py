@@ -1,0 +1,164 @@
+"""Tiny data in the real file formats, for every test that needs pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.server
+import pickle
+import tarfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torchvision.datasets
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class CifarArchive:
+    """A small archive in CIFAR's own format, and what is in it."""
+
+    path: Path  # the .tar.gz
+    dataset: type[torchvision.datasets.CIFAR10]  # torchvision's class with this archive's MD5s
+    pixels: dict[str, np.ndarray]  # "train", "test": uint8 [N, 32, 32, 3]
+    labels: dict[str, list[int]]
+
+
+def write_cifar(dataset: type[torchvision.datasets.CIFAR10], folder: Path) -> CifarArchive:
+    """Write 40 training and 20 test pictures as `dataset`'s official archive is laid out."""
+    rng = np.random.default_rng(0)
+    ten = dataset is torchvision.datasets.CIFAR10
+    count = 10 if ten else 100
+    pixels: dict[str, list[np.ndarray]] = {"train": [], "test": []}
+    labels: dict[str, list[int]] = {"train": [], "test": []}
+    files: dict[str, bytes] = {}
+
+    def write(name: str, content: dict[str, Any]) -> str:
+        files[name] = pickle.dumps(content, protocol=2)
+        return hashlib.md5(files[name]).hexdigest()
+
+    def write_batches(split: str, names: list[str], total: int) -> list[list[str]]:
+        md5s = []
+        for name in names:
+            data = rng.integers(0, 256, (total // len(names), 3, 32, 32), np.uint8)
+            targets = rng.integers(0, count, len(data)).tolist()
+            pixels[split].append(data.transpose(0, 2, 3, 1))
+            labels[split] += targets
+            content = {"data": data.reshape(len(data), -1), "filenames": [name] * len(data)}
+            md5s.append(
+                write(name, content | {"labels" if ten else "fine_labels": targets}),
+            )
+        return [[name, md5] for name, md5 in zip(names, md5s, strict=True)]
+
+    train_list = write_batches("train", [name for name, _ in dataset.train_list], 40)
+    test_list = write_batches("test", [name for name, _ in dataset.test_list], 20)
+    meta = dataset.meta["filename"]
+    meta_md5 = write(meta, {dataset.meta["key"]: [f"class_{index}" for index in range(count)]})
+
+    unpacked = folder / "unpacked"
+    unpacked.mkdir()
+    path = folder / dataset.filename
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            (unpacked / name).write_bytes(content)
+            tar.add(unpacked / name, f"{dataset.base_folder}/{name}")
+    attributes = {
+        "tgz_md5": hashlib.md5(path.read_bytes()).hexdigest(),
+        "train_list": train_list,
+        "test_list": test_list,
+        "meta": dataset.meta | {"md5": meta_md5},
+    }
+    return CifarArchive(
+        path,
+        type(dataset.__name__, (dataset,), attributes),
+        {split: np.concatenate(batches) for split, batches in pixels.items()},
+        labels,
+    )
+
+
+@pytest.fixture(scope="session")
+def cifar10_archive(tmp_path_factory: pytest.TempPathFactory) -> CifarArchive:
+    return write_cifar(torchvision.datasets.CIFAR10, tmp_path_factory.mktemp("cifar10"))
+
+
+@pytest.fixture(scope="session")
+def cifar100_archive(tmp_path_factory: pytest.TempPathFactory) -> CifarArchive:
+    return write_cifar(torchvision.datasets.CIFAR100, tmp_path_factory.mktemp("cifar100"))
+
+
+@dataclass
+class FileServer:
+    """Serves the files of `folder`, and misbehaves as `fault` says."""
+
+    folder: Path
+    url: str = ""  # of the folder, without a slash at the end
+    fault: str | None = None  # "missing" (404), "html" (a login page), "truncate" (half the file)
+    requests: list[str] = field(default_factory=list)  # the paths asked for
+
+
+@pytest.fixture
+def file_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A web server on this machine; put files into `file_server.folder`."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    served = FileServer(tmp_path / "served")
+    served.folder.mkdir()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            served.requests.append(self.path)
+            file = served.folder / self.path.lstrip("/")
+            if served.fault == "missing" or not file.is_file():
+                self.send_error(404)
+                return
+            body = b"<html>Log in</html>" if served.fault == "html" else file.read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            sent = body[: len(body) // 2] if served.fault == "truncate" else body
+            with contextlib.suppress(ConnectionError):  # torchvision looks for redirects, hangs up
+                self.wfile.write(sent)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        served.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield served
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Classes blue, green and red, 8 training and 4 test pictures each, of that colour.
+
+    Sizes, modes and file formats differ, as in a folder from real life.
+    """
+    rng = np.random.default_rng(0)
+    root = tmp_path / "pictures"
+    for split, count in (("train", 8), ("test", 4)):
+        for channel, name in ((2, "blue"), (1, "green"), (0, "red")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                height, width = rng.integers(30, 70, 2)
+                pixels = rng.integers(0, 100, (height, width, 3), np.uint8)
+                pixels[..., channel] += 120
+                image = Image.fromarray(pixels)
+                match index % 4:
+                    case 0:
+                        image.save(folder / f"{index}.jpg")
+                    case 1:
+                        image.save(folder / f"{index}.JPEG")
+                    case 2:
+                        image.convert("RGBA").save(folder / f"{index}.png")
+                    case 3:
+                        image.quantize(64).save(folder / f"{index}.png")
+    return root

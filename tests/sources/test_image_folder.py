@@ -1,0 +1,344 @@
+"""Folders of pictures: decoded exactly, once, and again when they change."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from litvision.errors import UserError
+from litvision.sources import image_folder as module
+from litvision.sources.image_folder import ImageFolder, decode
+
+
+def error_of(source: ImageFolder) -> str:
+    with pytest.raises(UserError) as caught:
+        source.prepare()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note from here on which files are decoded."""
+    decoded: list[str] = []
+
+    def counted(path: Path, image_size: int) -> np.ndarray:
+        decoded.append(path.name)
+        return decode(path, image_size)
+
+    monkeypatch.setattr(module, "decode", counted)
+    return decoded
+
+
+def gradient(height: int, width: int, dtype: type = np.uint8, top: int = 255) -> np.ndarray:
+    return np.linspace(0, top, height * width).astype(dtype).reshape(height, width)
+
+
+class TestDecode:
+    def test_keeps_the_pixels_of_a_picture_of_the_right_size(self, tmp_path: Path) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        decoded = decode(tmp_path / "a.png", 8)
+        assert decoded.dtype == np.uint8
+        assert np.array_equal(decoded, pixels)
+
+    def test_repeats_grey_in_three_channels(self, tmp_path: Path) -> None:
+        grey = gradient(8, 8)
+        Image.fromarray(grey).save(tmp_path / "a.png")
+        assert np.array_equal(decode(tmp_path / "a.png", 8), np.stack([grey] * 3, -1))
+
+    @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+    def test_scales_16_bit_grey(self, tmp_path: Path, suffix: str) -> None:
+        grey = gradient(8, 8, np.uint16, 65535)
+        Image.fromarray(grey).save(tmp_path / f"a.{suffix}")
+        expected = np.round(grey / 257).astype(np.uint8)
+        assert expected.max() == 255
+        assert np.array_equal(decode(tmp_path / f"a.{suffix}", 8), np.stack([expected] * 3, -1))
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.int32])
+    def test_refuses_32_bits_a_pixel(self, tmp_path: Path, dtype: type) -> None:
+        Image.fromarray(gradient(8, 8, dtype, 100_000)).save(tmp_path / "a.tif")
+        with pytest.raises(ValueError, match=r"32 bits a pixel .* have no agreed white level"):
+            decode(tmp_path / "a.tif", 8)
+
+    def test_looks_up_a_palette(self, tmp_path: Path) -> None:
+        indices = np.arange(64, dtype=np.uint8).reshape(8, 8) % 3
+        image = Image.fromarray(indices).convert("P")
+        image.putdata(indices.flatten().tolist())
+        palette = np.array([[255, 0, 0], [10, 20, 30], [0, 0, 255]], np.uint8)
+        image.putpalette(palette.flatten().tolist())
+        image.save(tmp_path / "a.png")
+        assert np.array_equal(decode(tmp_path / "a.png", 8), palette[indices])
+
+    @pytest.mark.parametrize("suffix", ["png", "gif"])
+    def test_lays_a_transparent_palette_colour_on_white(self, tmp_path: Path, suffix: str) -> None:
+        indices = np.arange(64, dtype=np.uint8).reshape(8, 8) % 2
+        image = Image.new("P", (8, 8))
+        image.putdata(indices.flatten().tolist())
+        image.putpalette([255, 0, 0, 10, 20, 30])
+        image.save(tmp_path / f"a.{suffix}", transparency=0)
+        expected = np.array([[255, 255, 255], [10, 20, 30]], np.uint8)[indices]
+        assert np.array_equal(decode(tmp_path / f"a.{suffix}", 8), expected)
+
+    def test_lays_alpha_on_white(self, tmp_path: Path) -> None:
+        rgba = np.zeros((8, 8, 4), np.uint8)
+        rgba[..., 0] = 200
+        rgba[:4, :, 3] = 255
+        rgba[4, :, 3] = 51  # a fifth of (200, 0, 0), four fifths of white
+        Image.fromarray(rgba).save(tmp_path / "a.png")
+        expected = np.full((8, 8, 3), 255, np.uint8)
+        expected[:4] = (200, 0, 0)
+        expected[4] = (244, 204, 204)
+        assert np.array_equal(decode(tmp_path / "a.png", 8), expected)
+
+    def test_converts_cmyk(self, tmp_path: Path) -> None:
+        Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(tmp_path / "a.tif")
+        assert np.array_equal(decode(tmp_path / "a.tif", 8), np.full((8, 8, 3), (0, 255, 255)))
+
+    @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+    def test_turns_as_exif_says(self, tmp_path: Path, orientation: int, turns: int) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+        assert np.array_equal(decode(tmp_path / "a.png", 8), np.rot90(pixels, turns))
+
+    def test_cuts_out_the_centre(self, tmp_path: Path) -> None:
+        pixels = np.zeros((8, 16, 3), np.uint8)
+        pixels[:, 4:12] = np.random.default_rng(0).integers(0, 256, (8, 8, 3))
+        Image.fromarray(pixels).save(tmp_path / "wide.png")
+        Image.fromarray(pixels.transpose(1, 0, 2)).save(tmp_path / "tall.png")
+        assert np.array_equal(decode(tmp_path / "wide.png", 8), pixels[:, 4:12])
+        assert np.array_equal(decode(tmp_path / "tall.png", 8), pixels[:, 4:12].transpose(1, 0, 2))
+
+    @pytest.mark.parametrize("suffix", ["png", "jpg"])
+    def test_shrinks_without_aliasing(self, tmp_path: Path, suffix: str) -> None:
+        checkers = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
+        Image.fromarray(checkers).save(tmp_path / f"a.{suffix}", quality=100)
+        assert np.abs(decode(tmp_path / f"a.{suffix}", 16).astype(int) - 127).max() <= 3
+
+
+def test_reads_every_split_with_labels_by_folder_name(image_folder: Path) -> None:
+    shutil.copytree(image_folder / "test" / "red", image_folder / "val" / "red")
+    splits = ImageFolder(image_folder, image_size=16).read()
+    assert {name: len(images) for name, images in splits.items()} == {
+        "train": 24,
+        "test": 12,
+        "val": 4,
+    }
+    for images in splits.values():
+        assert images.classes == ("blue", "green", "red")
+        assert images.mean is None
+        assert images.std is None
+    assert splits["train"].labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    assert splits["val"].labels.tolist() == [2] * 4
+    brightest = splits["train"].pixels.float().mean((1, 2)).argmax(1)
+    assert brightest.tolist() == [2] * 8 + [1] * 8 + [0] * 8
+    expected = decode(image_folder / "val" / "red" / "2.png", 16)
+    assert np.array_equal(splits["val"].pixels[2].numpy(), expected)
+
+
+def test_worker_processes_give_the_same_and_leave_the_random_state(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    state = torch.get_rng_state()
+    here = ImageFolder(image_folder, num_workers=0, cache_dir=tmp_path / "here").read()
+    there = ImageFolder(image_folder, num_workers=2, cache_dir=tmp_path / "there").read()
+    assert torch.equal(torch.get_rng_state(), state)
+    for name in ("train", "test"):
+        assert torch.equal(here[name].pixels, there[name].pixels)
+        assert torch.equal(here[name].labels, there[name].labels)
+
+
+def test_decodes_once(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    decoded = count_decoded(monkeypatch)
+    ImageFolder(image_folder).prepare()
+    assert len(decoded) == 36
+    ImageFolder(image_folder).prepare()
+    ImageFolder(image_folder).read()
+    assert len(decoded) == 36
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("change", ["touch", "rewrite", "add", "remove", "rename"])
+def test_decodes_a_changed_split_again(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    ImageFolder(image_folder).prepare()
+    decoded = count_decoded(monkeypatch)
+    picture = image_folder / "test" / "blue" / "0.jpg"
+    match change:
+        case "touch":
+            os.utime(picture, ns=(0, picture.stat().st_mtime_ns + 1))
+        case "rewrite":
+            Image.new("RGB", (9, 9), "white").save(picture)
+        case "add":
+            Image.new("RGB", (9, 9), "white").save(picture.with_name("9.png"))
+        case "remove":
+            picture.unlink()
+        case "rename":
+            picture.rename(picture.with_name("00.jpg"))
+    test = ImageFolder(image_folder).read()["test"]
+    left = {"add": 13, "remove": 11}.get(change, 12)
+    assert len(decoded) == len(test) == left  # and none of the training pictures
+    if change == "rewrite":
+        assert (test.pixels[0] == 255).all()
+
+
+def test_sizes_have_caches_side_by_side(image_folder: Path) -> None:
+    for size in (8, 16, 8):
+        assert ImageFolder(image_folder, size).read()["train"].pixels.shape == (24, size, size, 3)
+    caches = sorted(path.name for path in (image_folder / ".litvision").glob("*.npy"))
+    assert caches == ["test-16px.npy", "test-8px.npy", "train-16px.npy", "train-8px.npy"]
+
+
+@pytest.mark.parametrize("name", ["train-32px.npy", "train-32px.json"])
+def test_a_half_written_cache_is_made_anew(image_folder: Path, name: str) -> None:
+    whole = ImageFolder(image_folder).read()["train"].pixels.clone()
+    file = image_folder / ".litvision" / name
+    file.write_bytes(file.read_bytes()[:-10])
+    assert torch.equal(ImageFolder(image_folder).read()["train"].pixels, whole)
+
+
+def test_the_cache_is_mapped_and_what_is_written_stays_in_memory(image_folder: Path) -> None:
+    pixels = ImageFolder(image_folder).read()["train"].pixels
+    before = pixels.clone()
+    pixels.zero_()
+    assert torch.equal(ImageFolder(image_folder).read()["train"].pixels, before)
+
+
+def test_other_files_are_ignored_and_folders_in_a_class_are_not(image_folder: Path) -> None:
+    red = image_folder / "train" / "red"
+    for name in ("Thumbs.db", "notes.txt", ".hidden.png", "._0.jpg"):
+        (red / name).write_text("no picture")
+    (image_folder / "train" / ".ipynb_checkpoints").mkdir()
+    (red / "more").mkdir()
+    Image.new("RGB", (9, 9), "white").save(red / "more" / "0.PNG")
+    train = ImageFolder(image_folder).read()["train"]
+    assert len(train) == 25
+    assert train.labels.tolist().count(2) == 9
+    assert (train.pixels == 255).all((1, 2, 3)).sum() == 1
+
+
+def break_pictures(root: Path) -> list[Path]:
+    """Damage one picture in three ways that Pillow reports differently."""
+    cut, text, bomb = (root / "train" / "green" / name for name in ("0.jpg", "1.JPEG", "2.png"))
+    cut.write_bytes(cut.read_bytes()[:700])
+    text.write_text("not a picture")
+    Image.new("1", (500, 500)).save(bomb)
+    return [cut, text, bomb]
+
+
+def test_an_unreadable_picture_stops_by_default(image_folder: Path) -> None:
+    text = image_folder / "train" / "green" / "1.JPEG"
+    text.write_text("not a picture")
+    expected = (
+        f"cannot read {text} (not a picture that Pillow knows); replace or delete it, "
+        "or set data.on_error=skip to leave out every such picture"
+    )
+    assert error_of(ImageFolder(image_folder)) == expected
+    assert error_of(ImageFolder(image_folder, num_workers=1)) == expected
+    assert [path.name for path in (image_folder / ".litvision").iterdir()] == [".lock"]
+
+    ImageFolder(image_folder, on_error="skip").prepare()
+    assert error_of(ImageFolder(image_folder)) == expected  # and not what was left out before
+
+
+def test_unreadable_pictures_can_be_skipped(
+    image_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    broken = break_pictures(image_folder)
+    source = ImageFolder(image_folder, on_error="skip")
+    source.prepare()
+    listed = image_folder / ".litvision" / "skipped.txt"
+    lines = listed.read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(path) for path in broken]
+    reasons = [line.split("\t")[1] for line in lines]
+    assert "truncated" in reasons[0]
+    assert reasons[1] == "not a picture that Pillow knows"
+    assert "decompression bomb" in reasons[2]
+
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            train = source.read()["train"]
+        assert caplog.messages == [
+            f"left out 3 unreadable pictures, all listed in {listed}: "
+            + ", ".join(str(path) for path in broken)
+        ]
+    assert train.labels.tolist() == [0] * 8 + [1] * 5 + [2] * 8
+    kept = decode(image_folder / "train" / "green" / "3.png", 32)
+    assert np.array_equal(train.pixels[8].numpy(), kept)
+
+    for path in broken:
+        path.unlink()
+    caplog.clear()
+    assert len(source.read()["train"]) == 21
+    assert caplog.messages == []
+    assert not listed.exists()
+
+
+def test_only_the_first_ten_skipped_are_logged(
+    image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index in range(11):
+        (image_folder / "test" / "red" / f"x{index:02}.png").write_text("")
+    ImageFolder(image_folder, on_error="skip").read()
+    assert "left out 11 unreadable pictures" in caplog.text
+    assert "x09.png, …" in caplog.text
+    assert "x10.png" not in caplog.text
+
+
+def test_a_wrong_layout_is_said_in_one_line(image_folder: Path, tmp_path: Path) -> None:
+    root, moved = image_folder, tmp_path / "moved"
+    expected = f"expected {root}/train/<class>/*.jpg and {root}/test/<class>/*.jpg (or .png, …)"
+    source = ImageFolder(root)
+    for name in ("train", "test"):
+        (root / name).rename(moved)
+        assert error_of(source) == (
+            f"no folder {root / name}; {expected}; "
+            "set data.root to the folder that holds train and test"
+        )
+        (root / name).mkdir()
+        assert error_of(source) == f"no pictures in {root / name}; {expected}"
+        (root / name).rmdir()
+        moved.rename(root / name)
+
+    (root / "test" / "violet").mkdir()
+    assert error_of(source) == (
+        f"{root}/test/violet is a class that {root}/train does not have; "
+        "remove it, or put pictures of that class there"
+    )
+    (root / "train" / "violet").mkdir()
+    assert error_of(source) == (
+        f"no pictures in {root}/train/violet; {expected}; add some or remove the folder"
+    )
+    (root / "train" / "violet" / "0.png").write_text("not a picture")
+    assert error_of(ImageFolder(root, on_error="skip")).startswith(
+        f"no pictures in {root}/train/violet; "
+    )
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cache = tmp_path / "file" / "cache"
+    message = error_of(ImageFolder(image_folder, cache_dir=cache))
+    assert message.startswith(f"cannot write the decoded pictures to {cache} (")
+    assert message.endswith(
+        "; set data.cache_dir to a folder that can be written and has enough space"
+    )
+
+
+def test_a_full_disk_is_one_line(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    assert "No space left on device" in error_of(ImageFolder(image_folder))
