@@ -8,7 +8,7 @@ import http.server
 import pickle
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torchvision.datasets
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from PIL import Image
+
+from litvision.commandline import CONF
 
 
 @dataclass(frozen=True)
@@ -162,3 +166,30 @@ def image_folder(tmp_path: Path) -> Path:
                     case 3:
                         image.quantize(64).save(folder / f"{index}.png")
     return root
+
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def compose_train(tmp_path: Path) -> Compose:
+    """Compose conf/train.yaml for the built-in pictures and a tiny network, run in `tmp_path`."""
+
+    def composed(*overrides: str) -> DictConfig:
+        fixed = [
+            "data=shapes",
+            "data.train_size=40",
+            "data.test_size=20",
+            "data.batch_size=16",
+            "model.network._target_=tiny.TinyNet",
+            "~model.network.in_channels",
+            "trainer.accelerator=cpu",
+            "trainer.max_epochs=2",
+            "callbacks.result.overrides=[]",
+            "callbacks.model_summary=null",
+            f"run_dir={tmp_path}/run",
+        ]
+        with initialize_config_dir(str(CONF)):
+            return compose("train", overrides=[*fixed, *overrides])
+
+    return composed

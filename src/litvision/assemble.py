@@ -6,7 +6,7 @@ import logging
 import re
 import typing
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,10 @@ from litvision.errors import UserError
 from litvision.validation import check, check_value
 
 log = logging.getLogger(__name__)
+
+# The config of a clone is its owner's own code and may name any target. A config that came inside
+# a checkpoint may not; see `litvision.checkpoints`.
+ANY = UNSAFE_DISABLE_EXECUTION_CHECKS
 
 
 class Shared(TypedDict):
@@ -174,9 +178,15 @@ def choose_precision(cfg: DictConfig) -> None:
         cfg.trainer.precision = hardware.precision(str(cfg.trainer.accelerator))
 
 
-def build(node: DictConfig | None, **more: Any) -> Any:
-    """Instantiate a node; what it takes as lists and dicts are plain ones, not OmegaConf's."""
-    return instantiate(node, _convert_="all", **more)
+def build(node: DictConfig | None, trust: Any = ANY, **more: Any) -> Any:
+    """Instantiate a node; what it takes as lists and dicts are plain ones, not OmegaConf's.
+
+    Args:
+        node: with a `_target_`, or null.
+        trust: the targets that it may name.
+        more: options to add.
+    """
+    return instantiate(node, _convert_="all", _execution_whitelist_=trust, **more)
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:
@@ -189,17 +199,10 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         return build(cfg.trainer, callbacks=callbacks, logger=loggers or False)
 
 
-def build_datamodule(node: DictConfig, trust: Iterable[str] | None = None) -> ImageDataModule:
-    """Build the data module; no picture is read yet.
-
-    Args:
-        node: the data config.
-        trust: targets allowed beside `checkpoints.TRUSTED`, for a config that came in a checkpoint;
-            None: the config is the person's own and may name any.
-    """
-    allowed = UNSAFE_DISABLE_EXECUTION_CHECKS if trust is None else (*checkpoints.TRUSTED, *trust)
+def build_datamodule(node: DictConfig, trust: Any = ANY) -> ImageDataModule:
+    """Build the data module; no picture is read yet."""
     with parts("data"):
-        return build(node, _execution_whitelist_=allowed)
+        return build(node, trust)
 
 
 def total_steps(trainer: L.Trainer, datamodule: ImageDataModule) -> int | None:

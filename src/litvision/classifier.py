@@ -66,7 +66,7 @@ class ImageClassifier(L.LightningModule):
         self.val_loss, self.val_acc = MeanMetric(), MeanMetric()
         self.test_loss, self.test_acc = MeanMetric(), MeanMetric()
         self._layout = torch.contiguous_format
-        self._unchecked: list[tuple[int, float]] = []
+        self._unchecked: dict[int, tuple[int, float]] = {}  # batch: its step, its learning rate
 
     def setup(self, stage: str) -> None:
         """Choose the memory layout for the device that Lightning has picked; compile if asked."""
@@ -90,7 +90,7 @@ class ImageClassifier(L.LightningModule):
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self._sums = torch.zeros(3, dtype=dtype, device=self.device)
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
-        self._unchecked = []
+        self._unchecked = {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch's mean loss, weighted so that devices' gradients average exactly."""
@@ -110,7 +110,8 @@ class ImageClassifier(L.LightningModule):
         A CPU knows the loss already. A GPU notes the first bad batch on the device, and it is read
         every `log_every_n_steps` batches and at the end of the epoch, before a checkpoint is saved.
         """
-        self._unchecked.append((batch_idx, self._learning_rate()))
+        rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        self._unchecked[batch_idx] = (self.global_step, rate)
         first = (self._bad_step < 0) & ~torch.isfinite(loss)
         self._bad_step = torch.where(first, batch_idx, self._bad_step)
         every = getattr(self.trainer, "log_every_n_steps", 0) or 50
@@ -120,12 +121,10 @@ class ImageClassifier(L.LightningModule):
     def _raise_if_not_finite(self) -> None:
         bad = int(self._bad_step)
         if bad >= 0:
-            rates = dict(self._unchecked)
-            behind = (self._unchecked[-1][0] - bad) if self._unchecked else 0
+            step, rate = self._unchecked[bad]
             raise NonFiniteLossError(
-                f"The training loss is not finite at epoch {self.current_epoch}, "
-                f"step {self.global_step - behind}, batch {bad} of that epoch, "
-                f"learning rate {rates.get(bad, self._learning_rate()):g}. "
+                f"The training loss is not finite at epoch {self.current_epoch}, step {step}, "
+                f"batch {bad} of that epoch, learning rate {rate:g}. "
                 "The last good checkpoint is kept. Lower optimizer.lr, or set "
                 "trainer.gradient_clip_val=1."
             )
@@ -188,9 +187,6 @@ class ImageClassifier(L.LightningModule):
         matrices = [p for p in trainable if p.ndim > 1]
         vectors = [p for p in trainable if p.ndim <= 1]
         return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-
-    def _learning_rate(self) -> float:
-        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint say what it is; see `litvision.checkpoints`."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@command("evaluate", trusted=("litvision.*", "lightning.*"))
+@command("evaluate")
 def main(cfg: DictConfig) -> float:
     """Rebuild the classifier of `cfg.checkpoint`, test it, print a table, return the accuracy."""
     import lightning as L
@@ -37,8 +37,9 @@ def main(cfg: DictConfig) -> float:
     if cfg.split not in ("train", "val", "test"):
         raise UserError(f"split={cfg.split!r} does not fit: it takes one of train, val, test.")
     classifier = checkpoints.rebuild(content, cfg.checkpoint, cfg.trust)
-    # A data set that the person chose on the command line is trusted like any config of a clone.
-    datamodule = assemble.build_datamodule(cfg.data, trust=None if chosen else cfg.trust)
+    # Data chosen on the command line are the person's own; those in the checkpoint are not.
+    trust = assemble.ANY if chosen else (*checkpoints.TRUSTED, *cfg.trust)
+    datamodule = assemble.build_datamodule(cfg.data, trust)
     datamodule.test_split = cfg.split
     datamodule.prepare_data()
     datamodule.setup()

@@ -55,7 +55,7 @@ def check_node(path: str, node: DictConfig) -> None:
     options, any_other = options_of(locate(path, node._target_))
     if any_other:
         # What a callable takes as **options goes on to its partial children, if it has any.
-        for child_path, child in targets(node):
+        for child_path, child in targets(node, path):
             if child_path != path and child.get("_partial_"):
                 more, any_other = options_of(locate(child_path, child._target_))
                 options |= more

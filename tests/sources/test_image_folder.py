@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,13 @@ def test_decodes_once(
     assert capfd.readouterr() == ("", "")
 
 
+def test_two_at_once_decode_once(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = count_decoded(monkeypatch)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda _: ImageFolder(image_folder).prepare(), range(4)))
+    assert len(decoded) == 36
+
+
 @pytest.mark.parametrize("change", ["touch", "rewrite", "add", "remove", "rename"])
 def test_decodes_a_changed_split_again(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch, change: str
@@ -211,6 +219,29 @@ def test_the_cache_is_mapped_and_what_is_written_stays_in_memory(image_folder: P
     before = pixels.clone()
     pixels.zero_()
     assert torch.equal(ImageFolder(image_folder).read()["train"].pixels, before)
+
+
+def test_a_cache_larger_than_memory_is_mapped_for_reading(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    expected = ImageFolder(image_folder).read()["train"].pixels
+    load = np.load
+
+    def too_large(path: Path, mmap_mode: str) -> np.ndarray:
+        if mmap_mode == "c":
+            raise OSError(12, "Cannot allocate memory")
+        return load(path, mmap_mode)
+
+    monkeypatch.setattr(np, "load", too_large)
+    assert torch.equal(ImageFolder(image_folder).read()["train"].pixels, expected)
+    assert list(recwarn) == []
+
+
+def test_a_link_to_nowhere_is_an_unreadable_picture(image_folder: Path) -> None:
+    link = image_folder / "test" / "red" / "link.png"
+    link.symlink_to(image_folder / "nowhere.png")
+    assert error_of(ImageFolder(image_folder)).startswith(f"cannot read {link} (")
+    assert len(ImageFolder(image_folder, on_error="skip").read()["test"]) == 12
 
 
 def test_other_files_are_ignored_and_folders_in_a_class_are_not(image_folder: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ import torch
 from filelock import FileLock
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -185,10 +187,8 @@ class _Split:
         self.skipped: dict[str, str] = {}  # file: why it cannot be read
         self.bytes = 0
         digest = hashlib.sha256(f"{_FORMAT} {image_size}\n".encode())
-        for class_name in self.classes:
-            for path, size, mtime in sorted(
-                _pictures(root / name / class_name, f"{name}/{class_name}")
-            ):
+        for folder in (f"{name}/{class_name}" for class_name in self.classes):
+            for path, size, mtime in sorted(_pictures(root / folder, folder)):
                 self.files.append(path)
                 self.bytes += size
                 digest.update(os.fsencode(f"{path}\0{size}\0{mtime}\n"))
@@ -201,13 +201,13 @@ class _Split:
         """Say whether the cache is whole and up to date; if so, take over what was skipped."""
         try:
             record = json.loads(self.record.read_text())
-            current = record["digest"] == self.digest
-            if current and record["bytes"] == self.cache.stat().st_size:
-                self.skipped = record["skipped"]
-                return True
-        except (OSError, ValueError, KeyError):
-            pass
-        return False
+            size = self.cache.stat().st_size
+        except (OSError, ValueError):  # not there, or half written
+            return False
+        if (record["digest"], record["bytes"]) != (self.digest, size):
+            return False
+        self.skipped = record["skipped"]
+        return True
 
     def decode_all(self, on_error: str, num_workers: int | None) -> None:
         """Decode every file into the cache, one row each, those that cannot be read left out."""
@@ -239,16 +239,9 @@ class _Split:
             part.replace(self.cache)
         finally:
             part.unlink(missing_ok=True)
-        self.record.write_text(
-            json.dumps(
-                {
-                    "digest": self.digest,
-                    "bytes": self.cache.stat().st_size,
-                    "skipped": self.skipped,
-                },
-                indent=1,
-            )
-        )
+        size = self.cache.stat().st_size
+        record = {"digest": self.digest, "bytes": size, "skipped": self.skipped}
+        self.record.write_text(json.dumps(record, indent=1))
 
     def check(self, on_error: str) -> None:
         """Raise a UserError for what keeps these files from being trained on."""
@@ -266,8 +259,7 @@ class _Split:
         kept = [path.split("/")[1] for path in self.files if path not in self.skipped]
         label = {name: index for index, name in enumerate(classes)}
         return Images(
-            # Copy on write: torch wants memory that can be written, and the file must not change.
-            pixels=torch.from_numpy(np.load(self.cache, mmap_mode="c"))[: len(kept)],
+            pixels=_map(self.cache)[: len(kept)],
             labels=torch.tensor([label[name] for name in kept]),
             classes=tuple(classes),
         )
@@ -308,10 +300,24 @@ def _pictures(folder: Path | str, name: str) -> Iterator[tuple[str, int, int]]:
     """Yield (`name`/path, bytes, modification time in ns) of the pictures below `folder`."""
     for entry in _visible(folder):
         if entry.name.lower().endswith(_EXTENSIONS):
-            stat = entry.stat()
+            try:
+                stat = entry.stat()
+            except OSError:  # a link to nowhere: it counts as a picture that cannot be read
+                stat = entry.stat(follow_symlinks=False)
             yield f"{name}/{entry.name}", stat.st_size, stat.st_mtime_ns
         elif entry.is_dir():
             yield from _pictures(entry.path, f"{name}/{entry.name}")
+
+
+def _map(path: Path) -> Tensor:
+    """Map an array's file into memory, so that what is written to it never reaches the file."""
+    try:
+        array = np.load(path, mmap_mode="c")
+    except OSError:  # Linux maps a file larger than memory only for reading
+        array = np.load(path, mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def _reserve(path: Path) -> None:
@@ -324,7 +330,7 @@ def _reserve(path: Path) -> None:
 def _list_skipped(splits: list[_Split], path: Path) -> None:
     lines = [f"{s.root}/{name}\t{why}\n" for s in splits for name, why in s.skipped.items()]
     if lines:
-        path.write_text("".join(lines), errors="surrogateescape")
+        path.write_text("".join(lines), "utf-8", "surrogateescape")
     else:
         path.unlink(missing_ok=True)
 

@@ -1,0 +1,165 @@
+"""The callbacks that watch one metric, driven by a validation loss written down beforehand."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from litvision.callbacks.best_checkpoint import BestCheckpoint
+from litvision.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
+from litvision.classifier import ImageClassifier
+from litvision.errors import UserError
+
+NAN = float("nan")
+
+
+class Scripted(ImageClassifier):
+    """Logs the validation losses it is given, one an epoch, whatever it learns."""
+
+    def __init__(self, losses: list[float], scheduler: Any = None) -> None:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+        super().__init__(network, partial(torch.optim.SGD, lr=0.8), scheduler)
+        self.script = losses
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", self.script[self.current_epoch])
+
+
+class Recorder(L.Callback):
+    """Remembers the learning rate that every epoch starts with."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def run(
+    folder: Path, losses: list[float], *callbacks: L.Callback, epochs: int | None = None,
+    scheduler: Any = None, **fit: Any,
+) -> tuple[Recorder, L.Trainer]:  # fmt: skip
+    recorder = Recorder()
+    checkpoints = any(isinstance(c, BestCheckpoint) for c in callbacks)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs or len(losses),
+        callbacks=[*callbacks, recorder],
+        logger=False,
+        enable_checkpointing=checkpoints,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    data = TensorDataset(
+        torch.ones(2, 3, 2, 2), torch.tensor([0, 1]), torch.zeros(2), torch.ones(2)
+    )
+
+    def collate(rows: list[tuple[Tensor, ...]]) -> Any:
+        from litvision.batches import Batch
+
+        return Batch(torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows]))
+
+    loader = DataLoader(data, batch_size=2, collate_fn=collate)
+    trainer.fit(Scripted(losses, scheduler), loader, loader, **fit)
+    return recorder, trainer
+
+
+def test_the_rate_is_halved_after_patience_epochs_without_improvement(tmp_path: Path) -> None:
+    losses = [1.0, 0.9, 1.0, 1.0, 1.0, 0.8, 0.9, 0.9, 0.9, 0.9]
+    recorder, _ = run(tmp_path, losses, ReduceLROnPlateau(patience=3))
+    assert recorder.rates == [0.8] * 5 + [0.4] * 4 + [0.2]
+
+
+def test_an_equal_loss_is_no_worse(tmp_path: Path) -> None:
+    recorder, _ = run(tmp_path, [1.0] * 6, ReduceLROnPlateau(patience=2))
+    assert recorder.rates == [0.8] * 6
+
+
+def test_a_metric_that_should_rise(tmp_path: Path) -> None:
+    plateau = ReduceLROnPlateau(mode="max", patience=2, factor=0.1, min_lr=0.05)
+    recorder, _ = run(tmp_path, [0.1, 0.2, 0.2, 0.1, 0.1, 0.1, 0.1, 0.3], plateau)
+    assert recorder.rates == pytest.approx([0.8] * 5 + [0.08] * 2 + [0.05])
+
+
+def test_a_resumed_run_counts_on_where_it_was_stopped(tmp_path: Path) -> None:
+    losses = [1.0, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1]
+    whole, _ = run(tmp_path, losses, ReduceLROnPlateau(patience=3))
+    for stop in (2, 3, 4):
+        folder = tmp_path / str(stop)
+        options = {"dirpath": folder, "save_on_train_epoch_end": True}
+        last = L.pytorch.callbacks.ModelCheckpoint(filename="last", **options)
+        best = BestCheckpoint(filename="best", monitor="val/loss", **options)
+        first, _ = run(folder, losses, ReduceLROnPlateau(patience=3), best, last, epochs=stop)
+        second, _ = run(
+            folder, losses, ReduceLROnPlateau(patience=3), ckpt_path=folder / "last.ckpt",
+            weights_only=True,
+        )  # fmt: skip
+        assert first.rates + second.rates == whole.rates
+
+
+def test_two_schedules_are_refused(tmp_path: Path) -> None:
+    step = partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+    with pytest.raises(UserError, match=r"Choose one: scheduler=none, or callbacks.reduce_lr"):
+        run(tmp_path, [1.0], ReduceLROnPlateau(), scheduler=step)
+
+
+def test_a_metric_that_nobody_logs_is_named_beside_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'val/los', which was not logged. Logged: .*val/loss"):
+        run(tmp_path, [1.0], ReduceLROnPlateau(monitor="val/los"))
+
+
+def saved_epochs(folder: Path, losses: list[float], **options: Any) -> tuple[list[int], Any]:
+    """Return the epochs at which best.ckpt was written, and the callback."""
+    epochs: list[int] = []
+
+    class Spy(BestCheckpoint):
+        def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+            super()._save_checkpoint(trainer, filepath)
+            epochs.append(trainer.current_epoch)
+
+    spy = Spy(
+        dirpath=folder, filename="best", monitor="val/loss", save_on_train_epoch_end=True,
+        enable_version_counter=False, **options,
+    )  # fmt: skip
+    run(folder, losses, spy)
+    return epochs, spy
+
+
+def test_the_best_checkpoint_is_saved_whenever_the_loss_does_not_rise(tmp_path: Path) -> None:
+    epochs, best = saved_epochs(tmp_path, [1.0, 1.0, 1.2, 0.9, 0.9, 1.1])
+    assert epochs == [0, 1, 3, 4]
+    assert best.best_epoch == 4
+    assert float(best.best_model_score) == pytest.approx(0.9)
+    assert [file.name for file in tmp_path.glob("*.ckpt")] == ["best.ckpt"]
+    content = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert content["epoch"] == 4
+    (state,) = [v for k, v in content["callbacks"].items() if "Spy{" in k]
+    assert state["best_epoch"] == 4
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
+    epochs, best = saved_epochs(tmp_path, [NAN, 1.0, NAN, 0.5])
+    assert epochs == [1, 3]
+    assert best.best_epoch == 3
+
+
+def test_the_highest_is_best_where_the_metric_should_rise(tmp_path: Path) -> None:
+    epochs, _ = saved_epochs(tmp_path, [0.1, 0.3, 0.2, 0.3], mode="max")
+    assert epochs == [0, 1, 3]
+
+
+def test_early_stopping_sees_the_same_numbers(tmp_path: Path) -> None:
+    stopping = EarlyStopping("val/loss", patience=3)
+    recorder, trainer = run(tmp_path, [1.0, 0.5, 0.6, 0.7, 0.8, 0.1], stopping)
+    assert len(recorder.rates) == 5
+    assert trainer.current_epoch == 5

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from conftest import Compose
+from litvision.assemble import assemble, total_steps
+from litvision.errors import UserError
+
+
+def test_assemble_builds_what_the_config_says_and_saves_it_resolved(compose_train: Compose) -> None:
+    cfg = compose_train("optimizer.lr=0.3", "scheduler=cosine", "callbacks.early_stopping=null")
+    run = assemble(cfg)
+    assert run.classifier.network.fc.out_features == 10
+    optimizer = run.classifier.optimizer(run.classifier.parameter_groups())
+    assert optimizer.param_groups[0]["lr"] == 0.3
+    assert run.classifier.scheduler(optimizer).T_max == 4  # 30 pictures in batches of 16, twice
+    names = [type(c).__name__ for c in run.trainer.callbacks]
+    assert "EarlyStopping" not in names
+    assert "ReduceLROnPlateau" not in names
+    assert {"BestCheckpoint", "LearningRate", "Throughput", "Result"} <= set(names)
+    saved = OmegaConf.load(Path(cfg.run_dir, "config.yaml"))
+    assert saved.num_classes == saved.model.network.num_classes == 10
+    assert saved.data.seed == 0
+    assert "${" not in Path(cfg.run_dir, "config.yaml").read_text()
+    card = run.classifier.card
+    assert card["config"] == OmegaConf.to_container(saved)
+    assert card["classes"] == list(run.datamodule.classes)
+    assert card["image_size"] == [32, 32]
+
+
+def test_initial_weights_depend_on_the_seed_alone(compose_train: Compose) -> None:
+    def weights(*overrides: str) -> torch.Tensor:
+        return assemble(compose_train(*overrides)).classifier.network.conv.weight
+
+    first = weights()
+    torch.rand(7)
+    assert torch.equal(weights("data.train_size=60"), first)
+    assert not torch.equal(weights("seed=1"), first)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
+        ("seed=-1", "seed=-1 does not fit: it takes an integer from 0 below 4294967296."),
+        ("mode=lowest", "mode='lowest' does not fit: it takes one of min, max."),
+        ("trainer.accelerator=abacus", "trainer: .*abacus"),
+        ("data.val_fraction=1", "data.val_fraction=1 does not fit: it takes a number above 0 bel"),
+        ("data.train_size=few", "data.train_size='few' does not fit: it takes an integer"),
+        ("callbacks.early_stopping.patience=x", "callbacks.early_stopping.patience='x' does not"),
+        ("+model.network.depth=3", "model.network.depth: tiny.TinyNet has no option 'depth'."),
+        ("resume=nowhere/last.ckpt", "There is no checkpoint at nowhere/last.ckpt"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_before_data_are_read(
+    compose_train: Compose, monkeypatch: pytest.MonkeyPatch, override: str, message: str
+) -> None:
+    def unexpected(self: object) -> None:
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr("litvision.sources.shapes.Shapes.prepare", unexpected)
+    monkeypatch.setattr("litvision.sources.shapes.Shapes.read", unexpected)
+    with pytest.raises(UserError, match=message) as error:
+        assemble(compose_train(override))
+    assert "\n" not in str(error.value)
+
+
+def test_a_schedule_refuses_its_own_bad_values(compose_train: Compose) -> None:
+    with pytest.raises(UserError, match=r"scheduler: .*pct_start"):
+        assemble(compose_train("scheduler=one_cycle", "scheduler.pct_start=3"))
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"max_epochs": 3}, 30),
+        ({"max_epochs": 3, "limit_train_batches": 4}, 12),
+        ({"max_epochs": 3, "limit_train_batches": 0.5}, 15),
+        ({"max_epochs": 3, "accumulate_grad_batches": 4}, 9),
+        ({"max_epochs": 3, "max_steps": 7}, 7),
+        ({"max_epochs": -1, "max_steps": 7}, 7),
+        ({"max_epochs": -1}, None),
+    ],
+)
+def test_total_steps(options: dict[str, float], steps: int | None) -> None:
+    defaults = {"limit_train_batches": 1.0, "accumulate_grad_batches": 1, "max_steps": -1}
+    trainer = SimpleNamespace(**{**defaults, **options})
+    assert total_steps(trainer, SimpleNamespace(steps_per_epoch=10)) == steps

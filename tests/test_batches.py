@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from litvision.batches import (
+    DRAWS,
+    EpochOrder,
+    Images,
+    PlanSampler,
+    Subset,
+    channel_statistics,
+    crop,
+    cutout,
+    flip,
+    normalize,
+    split_stratified,
+)
+
+
+@pytest.fixture
+def pixels() -> Tensor:
+    return torch.randint(0, 256, (6, 5, 7, 3), dtype=torch.uint8)
+
+
+def plans(size: int, batch_size: int, epoch: int = 0, **options: int) -> list:
+    order = EpochOrder(size, seed=3, shuffle=True)
+    order.set_epoch(epoch)
+    sampler = PlanSampler(order, batch_size, augment=True, **options)
+    found = list(sampler)
+    assert len(found) == len(sampler)
+    return found
+
+
+def test_images_refuses_other_types_and_shapes() -> None:
+    labels = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"uint8 \[N, H, W, C\], not torch.float32"):
+        Images(torch.zeros(2, 4, 4, 3), labels, ("a",))
+    with pytest.raises(ValueError, match=r"labels must be int64 \[3\]"):
+        Images(torch.zeros(3, 4, 4, 3, dtype=torch.uint8), labels, ("a",))
+
+
+def test_an_epoch_visits_every_picture_once_and_keeps_the_last_short_batch() -> None:
+    epoch = plans(10, 4)
+    assert [len(p.indices) for p in epoch] == [4, 4, 2]
+    assert sorted(np.concatenate([p.indices for p in epoch])) == list(range(10))
+    assert all(p.draws.shape == (len(p.indices), DRAWS) and p.share == 1.0 for p in epoch)
+
+
+def test_order_and_draws_depend_on_seed_and_epoch_alone() -> None:
+    first, again, other = plans(10, 4, epoch=2), plans(10, 4, epoch=2), plans(10, 4, epoch=3)
+    assert all(
+        np.array_equal(a.indices, b.indices) and np.array_equal(a.draws, b.draws)
+        for a, b in zip(first, again, strict=True)
+    )
+    assert not np.array_equal(first[0].indices, other[0].indices)
+    assert not np.array_equal(first[0].draws, other[0].draws)
+
+
+def test_without_shuffling_the_order_is_that_of_the_data_in_every_epoch() -> None:
+    order = EpochOrder(5, seed=0, shuffle=False)
+    order.set_epoch(4)
+    assert list(order) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("size", [7, 8, 9, 11, 12])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_devices_share_the_same_steps_and_draws(size: int, world_size: int) -> None:
+    alone = plans(size, 4)
+    ranks = [plans(size, 4, rank=r, world_size=world_size) for r in range(world_size)]
+    assert len({len(steps) for steps in ranks}) == 1
+    seen = np.concatenate([p.indices for steps in ranks for p in steps])
+    assert sorted(seen) == list(range(size))
+    for parts in zip(*ranks, strict=True):
+        total = sum(len(p.indices) for p in parts)
+        # Devices' mean gradients are averaged: weighted by share, that is the mean over all.
+        assert all(p.share == len(p.indices) * world_size / total for p in parts)
+        assert all(len(p.indices) for p in parts)
+    step, whole = [steps[0] for steps in ranks], alone[0]
+    for rank, part in enumerate(step):
+        if len(alone) == len(ranks[0]):  # no short last batch was joined to the first
+            np.testing.assert_array_equal(part.indices, whole.indices[rank::world_size])
+            np.testing.assert_array_equal(part.draws, whole.draws[rank::world_size])
+
+
+def test_a_last_batch_smaller_than_the_number_of_devices_joins_the_one_before() -> None:
+    assert [len(p.indices) for p in plans(9, 4, rank=0, world_size=2)] == [2, 3]
+    assert [len(p.indices) for p in plans(9, 4, rank=1, world_size=2)] == [2, 2]
+
+
+def test_a_subset_reads_its_own_rows_of_shared_pictures(pixels: Tensor) -> None:
+    images = Images(pixels, torch.arange(6), tuple("abcdef"))
+    subset = Subset(images, torch.tensor([5, 1, 3]))
+    (plan,) = PlanSampler(EpochOrder(3, seed=0, shuffle=False), 8)
+    batch = subset.__getitems__(plan)
+    assert batch.labels.tolist() == [5, 1, 3]
+    assert torch.equal(batch.images, pixels[[5, 1, 3]])
+    assert batch.draws is None
+    assert subset.images.pixels.data_ptr() == pixels.data_ptr()
+    assert subset[2][1] == 3
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.9])
+def test_split_is_disjoint_complete_stratified_and_drawn_from_the_seed(fraction: float) -> None:
+    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 2)[torch.randperm(62)]
+    first, second = split_stratified(labels, fraction, seed=1)
+    assert sorted(torch.cat([first, second]).tolist()) == list(range(62))
+    counts = torch.bincount(labels[second], minlength=3).tolist()
+    assert counts == [round(40 * fraction), round(20 * fraction), 1]
+    assert torch.equal(split_stratified(labels, fraction, seed=1)[1], second)
+    assert not torch.equal(split_stratified(labels, fraction, seed=2)[1], second)
+
+
+@pytest.mark.parametrize("mode", ["zero", "reflect"])
+@pytest.mark.parametrize("padding", [1, 4])
+def test_crop_equals_numpy_padding_and_slicing(pixels: Tensor, mode: str, padding: int) -> None:
+    b, h, w, _ = pixels.shape
+    rows = torch.randint(0, 2 * padding + 1, (b,))
+    columns = torch.randint(0, 2 * padding + 1, (b,))
+    found = crop(pixels, rows, columns, padding, mode)
+    around = ((padding, padding), (padding, padding), (0, 0))
+    for k in range(b):
+        how = {"mode": "constant" if mode == "zero" else "reflect"}
+        padded = np.pad(pixels[k].numpy(), around, **how)
+        window = padded[rows[k] : rows[k] + h, columns[k] : columns[k] + w]
+        np.testing.assert_array_equal(found[k].numpy(), window)
+    assert found.dtype == torch.uint8
+
+
+def test_a_border_wider_than_the_picture_reflects_on(pixels: Tensor) -> None:
+    zero = torch.zeros(6, dtype=torch.int64)
+    found = crop(pixels, zero, zero, padding=9, mode="reflect")
+    padded = np.pad(pixels[0].numpy(), ((9, 9), (9, 9), (0, 0)), mode="reflect")
+    np.testing.assert_array_equal(found[0].numpy(), padded[:5, :7])
+
+
+def test_flip_mirrors_only_the_pictures_asked_for(pixels: Tensor) -> None:
+    mirrored = torch.tensor([True, False, True, False, False, True])
+    found = flip(pixels, mirrored)
+    for k in range(6):
+        assert torch.equal(found[k], pixels[k].flip(1) if mirrored[k] else pixels[k])
+
+
+def test_cutout_zeroes_a_square_that_the_edge_may_cut() -> None:
+    images = torch.ones(2, 3, 8, 8)
+    found = cutout(images, torch.tensor([4, 0]), torch.tensor([4, 7]), size=4)
+    assert (found[0] == 0).sum() == 3 * 16
+    assert (found[0, :, 2:6, 2:6] == 0).all()
+    assert (found[1, :, :2, 5:] == 0).all()
+    assert (found[1] == 0).sum() == 3 * 2 * 3
+
+
+def test_normalize_equals_the_formula_and_is_channels_last(pixels: Tensor) -> None:
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.25])
+    found = normalize(pixels, mean, std)
+    expected = (pixels.permute(0, 3, 1, 2).double() / 255 - mean[:, None, None]) / std[
+        :, None, None
+    ]
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_channel_statistics_equal_those_of_a_float_copy(pixels: Tensor) -> None:
+    images = Images(pixels, torch.zeros(6, dtype=torch.int64), ("a",))
+    rows = torch.tensor([0, 2, 5])
+    mean, std = channel_statistics(images, rows)
+    values = pixels[rows].double().flatten(0, 2) / 255
+    np.testing.assert_allclose(mean, values.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(std, values.std(0, correction=0), rtol=1e-9)

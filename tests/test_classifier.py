@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from litvision.batches import Batch
+from litvision.classifier import ImageClassifier, NonFiniteLossError
+from tiny import TinyNet
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+
+
+def batches(sizes: list[int], seed: int = 0) -> list[Batch]:
+    random = torch.Generator().manual_seed(seed)
+    return [
+        Batch(
+            torch.randn(size, 3, 8, 8, generator=random),
+            torch.randint(0, 4, (size,), generator=random),
+        )
+        for size in sizes
+    ]
+
+
+def loader(content: list[Batch]) -> DataLoader:
+    return DataLoader(content, batch_size=None)
+
+
+def trainer(folder: Path, **options: Any) -> L.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    fixed = {"accelerator": "cpu", "max_epochs": 1, "enable_checkpointing": False}
+    return L.Trainer(default_root_dir=folder, **{**fixed, **quiet, **options})
+
+
+def test_training_metrics_are_those_of_the_whole_epoch_with_its_short_batch(tmp_path: Path) -> None:
+    data = batches([8, 8, 3])
+    torch.manual_seed(0)
+    network = TinyNet(4)
+    expected = TinyNet(4)
+    expected.load_state_dict(network.state_dict())
+    fit = trainer(tmp_path)
+    fit.fit(ImageClassifier(network, SGD), loader(data))
+
+    optimizer, loss_sum, correct = SGD(expected.parameters()), 0.0, 0
+    for images, labels, *_ in data:
+        logits = expected(images)
+        loss = F.cross_entropy(logits, labels)
+        loss_sum += loss.item() * len(labels)
+        correct += int((logits.argmax(1) == labels).sum())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(fit.callback_metrics["train/loss"]) == pytest.approx(loss_sum / 19, rel=1e-6)
+    assert float(fit.callback_metrics["train/acc"]) == pytest.approx(correct / 19, rel=1e-6)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter, expected.get_parameter(name))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluation_metrics_are_exact_with_a_short_batch(tmp_path: Path, split: str) -> None:
+    data = batches([8, 8, 1])
+    network = TinyNet(4).eval()
+    run = trainer(tmp_path)
+    measure = run.validate if split == "val" else run.test
+    (found,) = measure(ImageClassifier(network, label_smoothing=0.3), loader(data), verbose=False)
+    images, labels = torch.cat([b.images for b in data]), torch.cat([b.labels for b in data])
+    with torch.no_grad():
+        logits = network(images)
+    assert found[f"{split}/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    right = (logits.argmax(1) == labels).double().mean().item()
+    assert found[f"{split}/acc"] == pytest.approx(right, rel=1e-6)
+
+
+def test_metrics_of_the_second_epoch_forget_the_first(tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+
+    class Watch(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+    still = partial(torch.optim.SGD, lr=0.0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    data = batches([8, 3])
+    run = trainer(tmp_path, max_epochs=2, callbacks=[Watch()], num_sanity_val_steps=0)
+    run.fit(ImageClassifier(network, still), loader(data), loader(data))
+    assert seen[0] == pytest.approx(seen[1])
+    assert seen[0]["train/loss"] == pytest.approx(seen[0]["val/loss"], rel=1e-5)
+    assert set(seen[0]) == {"train/loss", "train/acc", "val/loss", "val/acc"}
+
+
+def test_the_gradient_is_weighted_by_the_share_of_this_device(tmp_path: Path) -> None:
+    (data,) = batches([6])
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(192, 4)) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    start = networks[0][1].weight.detach().clone()
+    for network, share in zip(networks, (1.0, 0.5), strict=True):
+        trainer(tmp_path).fit(ImageClassifier(network, SGD), loader([data._replace(share=share)]))
+    whole, half = (network[1].weight.detach() - start for network in networks)
+    torch.testing.assert_close(half, whole / 2)
+
+
+def test_label_smoothing_changes_the_training_loss_as_torch_defines_it(tmp_path: Path) -> None:
+    (data,) = batches([6])
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    expected = F.cross_entropy(network(data.images), data.labels, label_smoothing=0.2).item()
+    run = trainer(tmp_path)
+    run.fit(ImageClassifier(network, SGD, label_smoothing=0.2), loader([data]))
+    assert float(run.callback_metrics["train/loss"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_weight_decay_can_leave_out_norm_and_bias() -> None:
+    network = TinyNet(4)
+    (every,) = ImageClassifier(network, SGD).parameter_groups()
+    assert len(every["params"]) == 6
+    decayed, free = ImageClassifier(network, SGD, decay_norm_and_bias=False).parameter_groups()
+    assert [id(p) for p in decayed["params"]] == [id(network.conv.weight), id(network.fc.weight)]
+    assert free["weight_decay"] == 0.0
+    assert len(free["params"]) == 4
+    frozen = ImageClassifier(network, SGD)
+    network.conv.requires_grad_(False)
+    assert len(frozen.parameter_groups()[0]["params"]) == 4
+
+
+def test_a_schedule_steps_after_every_batch(tmp_path: Path) -> None:
+    halve = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    run = trainer(tmp_path)
+    run.fit(ImageClassifier(TinyNet(4), SGD, halve), loader(batches([4, 4, 4])))
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 / 8)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_memory_layout_is_the_one_asked_for(tmp_path: Path, wanted: bool) -> None:
+    strides: list[bool] = []
+
+    class Spy(TinyNet):
+        def forward(self, images: Tensor) -> Tensor:
+            strides.append(images.is_contiguous(memory_format=torch.channels_last))
+            return super().forward(images)
+
+    network = Spy(4)
+    trainer(tmp_path).fit(ImageClassifier(network, SGD, channels_last=wanted), loader(batches([4])))
+    assert strides == [wanted]
+    assert network.conv.weight.is_contiguous(memory_format=torch.channels_last) is wanted
+
+
+def test_compile_keeps_names_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: asked.append(self))
+    classifier = ImageClassifier(TinyNet(4), SGD, compile=True)
+    names = list(classifier.state_dict())
+    run = trainer(tmp_path)
+    run.fit(classifier, loader(batches([4])))
+    assert asked == [classifier.network]
+    assert list(classifier.state_dict()) == names
+    run.test(classifier, loader(batches([4])), verbose=False)
+    assert len(asked) == 1  # testing alone does not pay for compiling
+
+
+class Explodes(nn.Module):
+    """A network whose loss becomes infinite at its `bad`-th call."""
+
+    def __init__(self, bad: int) -> None:
+        super().__init__()
+        self.fc, self.calls, self.bad = nn.Linear(192, 4), 0, bad
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.fc(images.flatten(1))
+        self.calls += 1
+        return logits * math.nan if self.calls == self.bad else logits
+
+
+def test_a_loss_that_is_not_finite_names_step_batch_and_rate(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_epochs=3)
+    with pytest.raises(NonFiniteLossError) as error:
+        run.fit(ImageClassifier(Explodes(5), SGD), loader(batches([4, 4, 4])))
+    assert str(error.value) == (
+        "The training loss is not finite at epoch 1, step 4, batch 1 of that epoch, learning rate "
+        "0.1. The last good checkpoint is kept. Lower optimizer.lr, or set "
+        "trainer.gradient_clip_val=1."
+    )
+
+
+def test_on_a_gpu_the_first_bad_batch_is_named_when_it_is_looked_up(tmp_path: Path) -> None:
+    """A GPU's loss is read only now and then: the batch named is the first bad one all the same."""
+
+    class Deferred(ImageClassifier):
+        def _watch(self, loss: Tensor, batch_idx: int) -> None:
+            self.pretend = True
+            super()._watch(loss, batch_idx)
+
+        @property
+        def device(self) -> Any:  # looks like a GPU to _watch alone
+            real = super().device
+            if self.__dict__.pop("pretend", False):
+                return torch.device("cuda")
+            return real
+
+    halve = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    data = loader(batches([4] * 4))
+    run = trainer(tmp_path, log_every_n_steps=50, num_sanity_val_steps=0)
+    with pytest.raises(
+        NonFiniteLossError, match=r"step 1, batch 1 of that epoch, learning rate 0\.05"
+    ):
+        run.fit(Deferred(Explodes(2), SGD, halve), data, loader(batches([4])))
+
+
+def test_training_without_an_optimizer_is_a_programming_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="built without an optimizer"):
+        trainer(tmp_path).fit(ImageClassifier(TinyNet(4)), loader(batches([4])))

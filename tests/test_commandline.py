@@ -1,0 +1,117 @@
+"""What a person reads who mistypes: run as a person runs it, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from litvision.commandline import CONF, nearest
+
+SOURCE = Path(__file__).parents[1] / "src"
+
+
+def run(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(SOURCE), str(Path(__file__).parent)])
+    return subprocess.run(
+        [sys.executable, "-m", f"litvision.{module}", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "trainer.max_epoch=3",
+            "error: There is no key or group 'trainer.max_epoch'. Nearest: trainer.max_epochs",
+        ),
+        ("modle=vgg16", "error: There is no key or group 'modle'. Nearest: mode, model"),
+        (
+            "model=resnet19",
+            "error: model=resnet19: there is no 'resnet19' in model. Nearest: resnet18. "
+            "All of model: resnet18, vgg16.",
+        ),
+        (
+            "experiment=sead",
+            "error: experiment=sead: there is no 'sead' in experiment. Nearest: se",
+        ),
+        ("data.classes=[a", "error: 'data.classes=[a' cannot be read: "),
+        ("data=image_folder", "error: data.root has no value: give data.root=…"),
+    ],
+)
+def test_a_mistake_gets_one_line_that_names_the_nearest(
+    tmp_path: Path, argument: str, message: str
+) -> None:
+    done = run(tmp_path, "train", argument)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(message)
+
+
+def test_help_and_misspelt_words_do_not_wait_for_torch(tmp_path: Path) -> None:
+    block = tmp_path / "torch.py"
+    block.write_text("raise SystemExit('torch was imported')")
+    (tmp_path / "lightning.py").write_text("raise SystemExit('lightning was imported')")
+    path = os.pathsep.join([str(tmp_path), str(SOURCE)])
+    for arguments, code in ((["--help"], 0), (["--cfg", "job"], 0), (["modle=x"], 1)):
+        for module in ("train", "evaluate"):
+            done = subprocess.run(
+                [sys.executable, "-m", f"litvision.{module}", *arguments],
+                env={**os.environ, "PYTHONPATH": path},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == code, done.stderr
+            assert "was imported" not in done.stderr + done.stdout
+
+
+def test_a_value_that_does_not_fit_is_found_before_data_are_read(tmp_path: Path) -> None:
+    done = run(tmp_path, "train", "data.batch_size=0", "data.root=data/nowhere")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: data.batch_size=0 does not fit: it takes an integer from 1."
+    ]
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    (tmp_path / "buggy.py").write_text(
+        "from litvision.commandline import command\n"
+        "@command('train')\n"
+        "def main(cfg):\n"
+        "    return 1 / 0\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "buggy.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_nearest_looks_at_whole_keys_and_at_their_last_part() -> None:
+    words = ["trainer.max_epochs", "optimizer.lr", "data.batch_size"]
+    assert nearest("batch_siz", words) == ["data.batch_size"]
+    assert nearest("trainer.epochs", words)[0] == "trainer.max_epochs"
+    assert nearest("zzzzz", words) == []
+
+
+def test_the_configs_are_found_beside_the_package() -> None:
+    assert Path(__file__).parents[1] / "conf" == CONF

@@ -1,0 +1,91 @@
+"""Every choice in conf/ composes, is checked, and means what the docs say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from litvision.commandline import CONF, groups
+from litvision.validation import check
+
+CHOICES = [
+    f"{group}={file.stem}"
+    for group in groups()
+    for file in sorted((CONF / group).glob("*.yaml"))
+    if file.stem != "base"
+]
+
+
+def composed(*overrides: str) -> DictConfig:
+    fixed = ["run_dir=run", "callbacks.result.overrides=[]"]
+    with initialize_config_dir(str(CONF)):
+        return compose("train", overrides=[*fixed, *overrides])
+
+
+def plain(cfg: DictConfig) -> Any:
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith("callbacks=")])
+def test_every_choice_composes_and_fits_what_it_is_passed_to(choice: str) -> None:
+    root = ["data.root=pictures"] if "image_folder" in choice else []
+    cfg = composed(choice, *root, "num_classes=10", "total_steps=100")
+    cfg.trainer.precision = "32-true"
+    check(cfg)
+
+
+def test_the_groups_that_people_are_promised() -> None:
+    promised = {
+        "data": {"cifar10", "cifar100", "image_folder", "shapes"},
+        "model": {"resnet18", "vgg16"},
+        "optimizer": {"sgd", "adamw"},
+        "scheduler": {"none", "cosine", "one_cycle"},
+        "trainer": {"default", "cpu", "gpu", "ddp"},
+        "logger": {"tensorboard", "csv", "none"},
+        "debug": {"fast", "overfit", "profile"},
+        "experiment": {"seed", "demo"},
+    }
+    for group, names in promised.items():
+        assert {f"{group}={name}" for name in names} <= set(CHOICES)
+
+
+def test_every_callback_of_the_default_stands_alone_under_its_file_name() -> None:
+    callbacks = plain(composed())["callbacks"]
+    files = {file.stem for file in (CONF / "callbacks").glob("*.yaml")} - {"default"}
+    assert set(callbacks) == files
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vgg16"])
+def test_the_seed_recipe_to_the_letter(model: str) -> None:
+    cfg = plain(composed("experiment=seed", f"model={model}", "optimizer=adamw"))
+    assert "AdamW" in cfg["optimizer"]["_target_"]  # a person's choice beats the recipe's
+    cfg = plain(composed("experiment=seed", f"model={model}"))
+    assert cfg["optimizer"] == {
+        "_target_": "torch.optim.SGD",
+        "_partial_": True,
+        "lr": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "nesterov": False,
+    }
+    assert cfg["data"]["batch_size"] == 128
+    assert cfg["trainer"]["max_epochs"] == 250
+    plateau = cfg["callbacks"]["reduce_lr_on_plateau"]
+    assert (plateau["monitor"], plateau["factor"], plateau["patience"]) == ("val/loss", 0.5, 10)
+    assert cfg["scheduler"] is None
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "one_cycle"])
+def test_a_schedule_by_batch_takes_the_place_of_the_plateau_rule(scheduler: str) -> None:
+    cfg = plain(composed(f"scheduler={scheduler}"))
+    assert cfg["callbacks"]["reduce_lr_on_plateau"] is None
+    assert cfg["scheduler"]["_partial_"] is True
+
+
+def test_monitor_and_mode_are_written_once() -> None:
+    callbacks = plain(composed("monitor=val/acc", "mode=max"))["callbacks"]
+    for name in ("reduce_lr_on_plateau", "early_stopping", "best_checkpoint"):
+        assert (callbacks[name]["monitor"], callbacks[name]["mode"]) == ("val/acc", "max")

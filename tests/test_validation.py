@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import pytest
+from omegaconf import OmegaConf
+from pydantic import Field
+
+from litvision.errors import UserError
+from litvision.validation import check, check_value, describe
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [
+        (3, int),
+        (3, float),
+        (None, int | None),
+        ([0.9, 0.99], tuple[float, float]),
+        ("zero", Literal["zero", "reflect"]),
+        (["a"], list[str] | None),
+        (OmegaConf.create([1, 2]), list[int]),
+        ("anything", Any),
+    ],
+)
+def test_values_that_fit(value: Any, annotation: Any) -> None:
+    check_value("key", value, annotation)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "message"),
+    [
+        ("abc", int, "key='abc' does not fit: it takes an integer."),
+        ("3", int, "key='3' does not fit: it takes an integer."),
+        (1, bool, "key=1 does not fit: it takes true or false."),
+        (2.5, int, "key=2.5 does not fit: it takes an integer."),
+        (0, Annotated[int, Field(ge=1)], "key=0 does not fit: it takes an integer from 1."),
+        (
+            1.0,
+            Annotated[float, Field(gt=0, lt=1)],
+            "key=1.0 does not fit: it takes a number above 0 below 1.",
+        ),
+        (None, int, "key=null does not fit: it takes an integer."),
+        (
+            "wrap",
+            Literal["zero", "reflect"],
+            "key='wrap' does not fit: it takes one of zero, reflect.",
+        ),
+        (
+            [1, "x"],
+            list[int],
+            "key=[1, 'x'] does not fit (item 1: input should be a valid integer, unable to parse "
+            "string as an integer): it takes a list of an integer.",
+        ),
+    ],
+)
+def test_values_that_do_not_fit(value: Any, annotation: Any, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_value("key", value, annotation)
+    assert str(error.value) == message
+
+
+def test_describe_joins_alternatives() -> None:
+    assert describe(Annotated[int, Field(ge=0, le=9)] | None) == "an integer from 0 up to 9 or null"
+    assert describe(list[float]) == "a list of a number"
+
+
+def node(**content: Any) -> Any:
+    return OmegaConf.create({"part": content})
+
+
+def test_an_option_that_does_not_exist_names_the_nearest() -> None:
+    message = "part.momentun: torch.optim.SGD has no option 'momentun'. Nearest: momentum."
+    with pytest.raises(UserError, match=re.escape(message)):
+        check(node(_target_="torch.optim.SGD", _partial_=True, momentun=0.9))
+
+
+def test_options_of_others_are_checked_by_their_own_annotations() -> None:
+    check(node(_target_="torch.optim.AdamW", _partial_=True, lr=1, betas=[0.9, 0.99]))
+    with pytest.raises(
+        UserError, match=r"part.nesterov='yes' does not fit: it takes true or false"
+    ):
+        check(node(_target_="torch.optim.SGD", _partial_=True, nesterov="yes"))
+    with pytest.raises(UserError, match=r"part.max_epochs='ten' .* takes an integer or null"):
+        check(node(_target_="lightning.Trainer", max_epochs="ten"))
+
+
+def test_a_target_that_cannot_be_imported() -> None:
+    with pytest.raises(UserError, match=r"part._target_ names 'torch.optim.SDG', which cannot be"):
+        check(node(_target_="torch.optim.SDG"))
+    with pytest.raises(UserError, match="which is not a class or function"):
+        check(node(_target_="math.pi"))
+
+
+def takes_any(first: int = 0, child: Any = None, **others: Any) -> None: ...
+
+
+def test_a_callable_with_open_options_takes_any() -> None:
+    check(node(_target_="test_validation.takes_any", first=1, other="x"))
+    with pytest.raises(UserError, match=r"part\.first='x' does not fit"):
+        check(node(_target_="test_validation.takes_any", first="x"))
+
+
+def part(size: Annotated[int, Field(ge=1)]) -> None: ...
+
+
+def test_open_options_that_go_on_to_a_partial_child_are_checked_against_it() -> None:
+    child = {"_target_": "test_validation.part", "_partial_": True}
+    check(node(_target_="test_validation.takes_any", child=child, size=3))
+    with pytest.raises(UserError, match=r"part.size=0 does not fit: it takes an integer from 1"):
+        check(node(_target_="test_validation.takes_any", child=child, size=0))
+    with pytest.raises(UserError, match=r"part.siz: .* has no option 'siz'. Nearest: size"):
+        check(node(_target_="test_validation.takes_any", child=child, siz=3))
+
+
+def test_nested_nodes_and_lists_are_checked_with_their_whole_path() -> None:
+    wrong = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": "fast"}
+    with pytest.raises(UserError, match=r"part.items\[1\].lr='fast'"):
+        check(node(items=[{"x": 1}, wrong]))
