@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -193,3 +196,28 @@ def compose_train(tmp_path: Path) -> Compose:
             return compose("train", overrides=[*fixed, *overrides])
 
     return composed
+
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run a command of the package in a process of its own, in `tmp_path`, as a person does."""
+
+    def in_process(module: str, *arguments: str, folder: Path = tmp_path) -> Any:
+        folder.mkdir(exist_ok=True)
+        tests = Path(__file__).parent
+        path = os.pathsep.join([str(tests.parent / "src"), str(tests)])
+        return subprocess.run(
+            [sys.executable, "-m", f"litvision.{module}", *arguments],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    return in_process

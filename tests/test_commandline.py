@@ -9,22 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from conftest import Run
 from litvision.commandline import CONF, nearest
 
 SOURCE = Path(__file__).parents[1] / "src"
-
-
-def run(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(SOURCE), str(Path(__file__).parent)])
-    return subprocess.run(
-        [sys.executable, "-m", f"litvision.{module}", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize(
@@ -49,9 +37,9 @@ def run(folder: Path, module: str, *arguments: str) -> subprocess.CompletedProce
     ],
 )
 def test_a_mistake_gets_one_line_that_names_the_nearest(
-    tmp_path: Path, argument: str, message: str
+    run: Run, argument: str, message: str
 ) -> None:
-    done = run(tmp_path, "train", argument)
+    done = run("train", argument)
     assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
@@ -76,8 +64,8 @@ def test_help_and_misspelt_words_do_not_wait_for_torch(tmp_path: Path) -> None:
             assert "was imported" not in done.stderr + done.stdout
 
 
-def test_a_value_that_does_not_fit_is_found_before_data_are_read(tmp_path: Path) -> None:
-    done = run(tmp_path, "train", "data.batch_size=0", "data.root=data/nowhere")
+def test_a_value_that_does_not_fit_is_found_before_data_are_read(tmp_path: Path, run: Run) -> None:
+    done = run("train", "data.batch_size=0", "data.root=data/nowhere")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "error: data.batch_size=0 does not fit: it takes an integer from 1."

@@ -1,0 +1,231 @@
+"""Whole runs, as a person starts them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import Compose, Run
+from litvision import checkpoints
+from litvision.assemble import assemble
+
+# A run of a few seconds: tiny pictures, tiny network, float32, so that it is exact.
+TINY = (
+    "data=shapes",
+    "data.train_size=100",
+    "data.test_size=30",
+    "data.batch_size=16",
+    "model.network._target_=tiny.TinyNet",
+    "~model.network.in_channels",
+    "trainer.accelerator=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_epochs=2",
+)
+
+
+def only_run(folder: Path, experiment: str = "default") -> Path:
+    (run,) = (folder / "logs" / experiment).iterdir()
+    return run
+
+
+def test_a_run_leaves_everything_that_it_promises(tmp_path: Path, run: Run) -> None:
+    done = run("train", *TINY)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", folder.name)
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "provenance.json", "result.json", "metrics.csv", "checkpoints"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert {f.name for f in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+    result = json.loads((folder / "result.json").read_text())
+    assert result["state"] == "done"
+    assert result["epochs"] == 2
+    assert result["overrides"] == list(TINY)
+    metrics = {f"{s}/{m}" for s in ("train", "val", "test") for m in ("loss", "acc")}
+    assert metrics | {"lr", "images_per_second", "seconds", "best_epoch"} <= set(result)
+
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert metrics <= set(rows[0])
+    assert sum(bool(row["val/loss"]) for row in rows) == 2
+
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["seed"] == 0
+    assert re.fullmatch("[0-9a-f]{64}", provenance["data_sha256"])
+
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("epoch ") for line in lines) == 2
+    assert f"test accuracy  {result['test/acc']:.2%}" in lines
+    assert f"run            {folder.relative_to(tmp_path)}" in lines
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_is_the_same_again_and_another_with_another_seed(
+    compose_train: Compose, tmp_path: Path
+) -> None:
+    def weights(*overrides: str) -> dict[str, torch.Tensor]:
+        made = assemble(compose_train("logger=none", "callbacks.progress_bar=null", *overrides))
+        made.trainer.fit(made.classifier, made.datamodule)
+        return {name: value.clone() for name, value in made.classifier.state_dict().items()}
+
+    first, again = weights(), weights("data.num_workers=1")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    other = weights("seed=1")
+    assert not torch.equal(first["network.fc.weight"], other["network.fc.weight"])
+
+
+def test_the_tested_weights_are_those_of_the_best_epoch(compose_train: Compose) -> None:
+    made = assemble(compose_train("logger=none", "trainer.max_epochs=3", "optimizer.lr=2"))
+    made.trainer.fit(made.classifier, made.datamodule)
+    assert made.checkpoint is not None
+    made.trainer.test(made.classifier, made.datamodule, ckpt_path=made.checkpoint, verbose=False)
+    content = checkpoints.read(made.checkpoint)
+    for name, value in made.classifier.state_dict().items():
+        assert torch.equal(value, content["state_dict"][name])
+    assert made.score == min(
+        float(value)
+        for state in content["callbacks"].values()
+        if "best_model_score" in state and (value := state["best_model_score"]) is not None
+    )
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(compose_train: Compose) -> None:
+    def fit(*overrides: str) -> dict[str, torch.Tensor]:
+        made = assemble(compose_train("logger=none", "callbacks.progress_bar=null", *overrides))
+        made.trainer.fit(
+            made.classifier, made.datamodule, ckpt_path=made.resume_from, weights_only=True
+        )
+        return {name: value.clone() for name, value in made.classifier.state_dict().items()}
+
+    options = ("optimizer.lr=0.3", "callbacks.reduce_lr_on_plateau.patience=1")
+    whole = fit(*options, "trainer.max_epochs=4")
+    cfg = compose_train()
+    fit(*options, "trainer.max_epochs=2")
+    resumed = fit(*options, "trainer.max_epochs=4", f"resume={cfg.run_dir}")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_debug_fast_runs_one_batch_and_saves_no_checkpoint(tmp_path: Path, run: Run) -> None:
+    done = run("train", *TINY[:-1], "debug=fast")
+    assert done.returncode == 0, done.stderr
+    assert not (only_run(tmp_path) / "checkpoints").exists()
+
+
+def test_a_network_can_learn_the_batches_that_debug_overfit_repeats(compose_train: Compose) -> None:
+    made = assemble(
+        compose_train(
+            "debug=overfit",
+            "logger=none",
+            "callbacks.progress_bar=null",
+            "data.limit_per_class=3",
+            "model.network._target_=litvision.networks.vgg.VGG16",
+            "optimizer.lr=0.05",
+            "trainer.max_epochs=12",
+        )
+    )
+    made.trainer.fit(made.classifier, made.datamodule)
+    assert float(made.trainer.callback_metrics["train/acc"]) > 0.9
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_one_line_and_keeps_the_checkpoint(
+    tmp_path: Path, run: Run
+) -> None:
+    done = run("train", *TINY, "optimizer.lr=1e30", "trainer.max_epochs=5")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "The training loss is not finite at epoch " in line
+    assert "learning rate 1e+30" in line
+    assert "Traceback" not in done.stderr
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert result["state"] == "failed"
+    assert f"error: {result['error']}" == line
+
+
+def test_multirun_gives_every_job_its_own_numbered_folder(tmp_path: Path, run: Run) -> None:
+    done = run("train", "--multirun", *TINY, "optimizer.lr=0.01,0.1", "trainer.max_epochs=1")
+    assert done.returncode == 0, done.stderr
+    sweep = only_run(tmp_path)
+    results = [json.loads((sweep / str(k) / "result.json").read_text()) for k in range(2)]
+    assert [r["overrides"][-2] for r in results] == ["optimizer.lr=0.01", "optimizer.lr=0.1"]
+    assert [r["state"] for r in results] == ["done", "done"]
+
+
+def test_two_devices_give_the_metrics_of_one(tmp_path: Path, run: Run) -> None:
+    """Without batch norm, whose statistics are each device's own, and with uneven last batches."""
+    options = [*TINY, "model.network._target_=tiny.TinyLinear", "data.val_fraction=0.15"]
+    options += ["data.batch_size=13", "data.eval_batch_size=4"]
+    alone = run("train", *options, "experiment=default", folder=tmp_path / "one")
+    ddp = ["trainer=ddp", "trainer.devices=2"]
+    both = run("train", *options, *ddp, folder=tmp_path / "two")
+    assert alone.returncode == 0, alone.stderr
+    assert both.returncode == 0, both.stderr
+    first, second = (
+        json.loads((only_run(tmp_path / name) / "result.json").read_text())
+        for name in ("one", "two")
+    )
+    for name in ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc"):
+        assert second[name] == pytest.approx(first[name], rel=1e-5), name
+    assert both.stdout.count("epoch 1/2") == 1
+    provenance = json.loads((only_run(tmp_path / "two") / "provenance.json").read_text())
+    assert provenance["hardware"]["devices"] == 2
+
+
+def test_the_real_cifar_path_from_download_to_result(
+    tmp_path: Path, cifar10_archive, file_server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The official code path on a small archive of the same format, from a server on this host."""
+    archive = cifar10_archive
+    (file_server.folder / archive.path.name).write_bytes(archive.path.read_bytes())
+    monkeypatch.setattr("litvision.sources.cifar.CIFAR10.dataset", archive.dataset)
+    from hydra import compose, initialize_config_dir
+
+    from litvision.commandline import CONF
+
+    with initialize_config_dir(str(CONF)):
+        cfg = compose(
+            "train",
+            [
+                f"run_dir={tmp_path}/run", "callbacks.result.overrides=[]", "logger=csv",
+                f"data.root={tmp_path}/data", f"data.url={file_server.url}/{archive.path.name}",
+                "model=vgg16", "data.val_fraction=0.3", "trainer.max_epochs=1",
+                "trainer.accelerator=cpu",
+            ],
+        )  # fmt: skip
+    made = assemble(cfg)
+    assert len(made.datamodule.subsets["train"]) + len(made.datamodule.subsets["val"]) == 40
+    assert made.datamodule.mean == pytest.approx([0.4914, 0.4822, 0.4465])
+    made.trainer.fit(made.classifier, made.datamodule)
+    made.trainer.test(made.classifier, made.datamodule, ckpt_path=made.checkpoint, verbose=False)
+    assert 0 <= made.trainer.callback_metrics["test/acc"] <= 1
+    assert len(file_server.requests) >= 1
+
+
+def test_pictures_of_ones_own(tmp_path: Path, image_folder: Path, run: Run) -> None:
+    options = [option for option in TINY[3:] if "size" not in option]
+    done = run(
+        "train", "data=image_folder", f"data.root={image_folder}", "data.val_fraction=0.25",
+        "data.batch_size=6", "optimizer.lr=0.1", *options, "trainer.max_epochs=20",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert result["test/acc"] == 1.0  # red, green and blue are easy to tell apart
+    assert "3 classes" in done.stderr + done.stdout
+
+
+def test_the_package_runs_from_its_source_folder_alone(tmp_path: Path) -> None:
+    source = Path(__file__).parents[1] / "src"
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    done = subprocess.run(
+        [sys.executable, "-c", "import litvision; print(litvision.__file__)"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert Path(done.stdout.strip()).is_relative_to(source)
