@@ -185,7 +185,6 @@ def compose_train(tmp_path: Path) -> Compose:
             "data.test_size=20",
             "data.batch_size=16",
             "model.network._target_=tiny.TinyNet",
-            "~model.network.in_channels",
             "trainer.accelerator=cpu",
             "trainer.max_epochs=2",
             "callbacks.result.overrides=[]",

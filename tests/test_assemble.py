@@ -23,6 +23,7 @@ def test_assemble_builds_what_the_config_says_and_saves_it_resolved(compose_trai
     assert "EarlyStopping" not in names
     assert "ReduceLROnPlateau" not in names
     assert {"BestCheckpoint", "LearningRate", "Throughput", "Result"} <= set(names)
+    assert not {"ModelSummary", "RichModelSummary"} & set(names)  # left out means left out
     saved = OmegaConf.load(Path(cfg.run_dir, "config.yaml"))
     assert saved.num_classes == saved.model.network.num_classes == 10
     assert saved.data.seed == 0

@@ -16,6 +16,7 @@ from litvision.batches import (
     cutout,
     flip,
     normalize,
+    random_stream,
     split_stratified,
 )
 
@@ -57,6 +58,14 @@ def test_order_and_draws_depend_on_seed_and_epoch_alone() -> None:
     )
     assert not np.array_equal(first[0].indices, other[0].indices)
     assert not np.array_equal(first[0].draws, other[0].draws)
+
+
+def test_streams_of_different_use_or_position_differ() -> None:
+    streams = [("order", 0), ("order", 1), ("draws", 0), ("draws", 0, 0), ("draws", 0, 1)]
+    first = {tuple(random_stream(3, *stream).integers(2**31, size=4)) for stream in streams}
+    assert len(first) == len(streams)
+    again = random_stream(3, "draws", 0, 1).integers(2**31, size=4)
+    assert tuple(again) in first
 
 
 def test_without_shuffling_the_order_is_that_of_the_data_in_every_epoch() -> None:

@@ -1,4 +1,4 @@
-"""What README and docs tell people to type is true: targets exist, overrides compose, links lead."""
+"""What README and docs tell people to type is true: it composes, and its links lead somewhere."""
 
 from __future__ import annotations
 

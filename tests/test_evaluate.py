@@ -16,7 +16,6 @@ TRAIN = (
     "data.batch_size=6",
     "optimizer.lr=0.1",
     "model.network._target_=tiny.TinyNet",
-    "~model.network.in_channels",
     "trainer.accelerator=cpu",
     "trainer.precision=32-true",
     "trainer.max_epochs=12",

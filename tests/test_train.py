@@ -24,7 +24,6 @@ TINY = (
     "data.test_size=30",
     "data.batch_size=16",
     "model.network._target_=tiny.TinyNet",
-    "~model.network.in_channels",
     "trainer.accelerator=cpu",
     "trainer.precision=32-true",
     "trainer.max_epochs=2",
@@ -120,20 +119,21 @@ def test_debug_fast_runs_one_batch_and_saves_no_checkpoint(tmp_path: Path, run: 
     assert not (only_run(tmp_path) / "checkpoints").exists()
 
 
-def test_a_network_can_learn_the_batches_that_debug_overfit_repeats(compose_train: Compose) -> None:
+def test_debug_overfit_repeats_pictures_that_can_be_learned_by_heart(
+    compose_train: Compose,
+) -> None:
     made = assemble(
         compose_train(
             "debug=overfit",
             "logger=none",
             "callbacks.progress_bar=null",
-            "data.limit_per_class=3",
-            "model.network._target_=litvision.networks.vgg.VGG16",
-            "optimizer.lr=0.05",
-            "trainer.max_epochs=12",
+            "model.network._target_=tiny.TinyLinear",
+            "optimizer.lr=0.1",
+            "trainer.max_epochs=60",
         )
     )
     made.trainer.fit(made.classifier, made.datamodule)
-    assert float(made.trainer.callback_metrics["train/acc"]) > 0.9
+    assert made.trainer.callback_metrics["train/acc"] == 1.0
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_one_line_and_keeps_the_checkpoint(
@@ -155,7 +155,8 @@ def test_multirun_gives_every_job_its_own_numbered_folder(tmp_path: Path, run: R
     assert done.returncode == 0, done.stderr
     sweep = only_run(tmp_path)
     results = [json.loads((sweep / str(k) / "result.json").read_text()) for k in range(2)]
-    assert [r["overrides"][-2] for r in results] == ["optimizer.lr=0.01", "optimizer.lr=0.1"]
+    rates = [o for r in results for o in r["overrides"] if o.startswith("optimizer.lr")]
+    assert rates == ["optimizer.lr=0.01", "optimizer.lr=0.1"]
     assert [r["state"] for r in results] == ["done", "done"]
 
 

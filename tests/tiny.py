@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class TinyNet(nn.Module):
-    def __init__(self, num_classes: int = 10, width: int = 8) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = 8) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, width, 3, stride=2)
+        self.conv = nn.Conv2d(in_channels, width, 3, stride=2)
         self.norm = nn.BatchNorm2d(width)
         self.fc = nn.Linear(width, num_classes)
 
@@ -19,9 +19,9 @@ class TinyNet(nn.Module):
 class TinyLinear(nn.Module):
     """No batch norm: the same result however a batch is shared out."""
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
-        self.fc = nn.Linear(3 * 4 * 4, num_classes)
+        self.fc = nn.Linear(in_channels * 4 * 4, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(nn.functional.adaptive_avg_pool2d(images, 4).flatten(1))

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
 
@@ -195,8 +196,14 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         callbacks = [build(node) for node in (cfg.get("callbacks") or {}).values() if node]
     with parts("logger"):
         loggers = [build(node) for node in (cfg.get("logger") or {}).values() if node]
+    # Lightning would put in its own for what is left out.
+    options = {
+        "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
+        "enable_model_summary": any(isinstance(c, ModelSummary) for c in callbacks),
+        "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
+    }
     with parts("trainer"):
-        return build(cfg.trainer, callbacks=callbacks, logger=loggers or False)
+        return build(cfg.trainer, callbacks=callbacks, logger=loggers or False, **options)
 
 
 def build_datamodule(node: DictConfig, trust: Any = ANY) -> ImageDataModule:

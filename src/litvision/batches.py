@@ -88,6 +88,18 @@ class Batch(NamedTuple):
 DRAWS = 5  # random numbers a picture: crop row, crop column, flip, cutout row, cutout column
 
 
+def random_stream(seed: int, use: str, *position: int) -> np.random.Generator:
+    """Return random numbers that are a pure function of the seed, their use and a position.
+
+    A spawn key, and not a longer seed: NumPy pads seeds with zeros, so (3, 1) and (3, 1, 0) would
+    give the same numbers.
+    """
+    uses = ("order", "draws", "split", "limit")
+    return np.random.default_rng(
+        np.random.SeedSequence(seed, spawn_key=(uses.index(use), *position))
+    )
+
+
 class EpochOrder(Sampler[int]):
     """The order of one epoch: a permutation drawn from `(seed, epoch)`, or 0, 1, 2, …
 
@@ -108,7 +120,7 @@ class EpochOrder(Sampler[int]):
         """Return the order as int64 `[size]`."""
         if not self.shuffle:
             return np.arange(self.size)
-        return np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
+        return random_stream(self.seed, "order", self.epoch).permutation(self.size)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.permutation().tolist())
@@ -157,10 +169,9 @@ class PlanSampler(Sampler[Plan]):
             stop = len(order) if step == steps - 1 else start + self.batch_size
             draws = None
             if self.augment:
-                random = np.random.default_rng((self.sampler.seed, self.sampler.epoch, step))
-                draws = random.integers(2**31, size=(stop - start, DRAWS))[
-                    self.rank :: self.world_size
-                ]
+                random = random_stream(self.sampler.seed, "draws", self.sampler.epoch, step)
+                draws = random.integers(2**31, size=(stop - start, DRAWS))
+                draws = draws[self.rank :: self.world_size]
             indices = order[start:stop][self.rank :: self.world_size]
             yield Plan(indices, draws, len(indices) * self.world_size / (stop - start))
 
@@ -207,7 +218,7 @@ def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
     Returns:
         Two int64 tensors, ascending, disjoint, together 0 to N - 1.
     """
-    random = np.random.default_rng(seed)
+    random = random_stream(seed, "split")
     second = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique(sorted=True):
         rows = (labels == label).nonzero().flatten()

@@ -26,6 +26,7 @@ from litvision.batches import (
     cutout,
     flip,
     normalize,
+    random_stream,
     split_stratified,
 )
 from litvision.errors import UserError
@@ -265,6 +266,6 @@ def _whole_batch(batch: Batch) -> Batch:
 
 def _first_of_each(labels: Tensor, count: int, seed: int) -> Tensor:
     """Return `count` positions of each class, drawn by `seed`, ascending."""
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = torch.from_numpy(random_stream(seed, "limit").permutation(len(labels)))
     chosen = [shuffled[labels[shuffled] == label][:count] for label in labels.unique(sorted=True)]
     return torch.cat(chosen).sort().values

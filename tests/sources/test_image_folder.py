@@ -13,7 +13,8 @@ from PIL import Image
 
 from litvision.errors import UserError
 from litvision.sources import image_folder as module
-from litvision.sources.image_folder import ImageFolder, decode
+from litvision.sources.decode import decode
+from litvision.sources.image_folder import ImageFolder
 
 
 def error_of(source: ImageFolder) -> str:
