@@ -142,14 +142,12 @@ def file_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fil
         thread.join()
 
 
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    """Classes blue, green and red, 8 training and 4 test pictures each, of that colour.
+def write_image_folder(root: Path) -> Path:
+    """Write classes blue, green and red, 8 training and 4 test pictures each, of that colour.
 
     Sizes, modes and file formats differ, as in a folder from real life.
     """
     rng = np.random.default_rng(0)
-    root = tmp_path / "pictures"
     for split, count in (("train", 8), ("test", 4)):
         for channel, name in ((2, "blue"), (1, "green"), (0, "red")):
             folder = root / split / name
@@ -169,6 +167,12 @@ def image_folder(tmp_path: Path) -> Path:
                     case 3:
                         image.quantize(64).save(folder / f"{index}.png")
     return root
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """A folder of pictures as `write_image_folder` makes it."""
+    return write_image_folder(tmp_path / "pictures")
 
 
 Compose = Callable[..., DictConfig]
@@ -200,23 +204,27 @@ def compose_train(tmp_path: Path) -> Compose:
 Run = Callable[..., subprocess.CompletedProcess]
 
 
+def run_command(folder: Path, module: str, *arguments: str) -> Any:
+    """Run a command of the package in a process of its own, in `folder`, as a person does."""
+    folder.mkdir(exist_ok=True)
+    tests = Path(__file__).parent
+    return subprocess.run(
+        [sys.executable, "-m", f"litvision.{module}", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent / "src"), str(tests)])},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Run a command of the package in a process of its own, in `tmp_path`, as a person does."""
+    """`run_command` in `tmp_path`, or in the `folder` given."""
 
-    def in_process(module: str, *arguments: str, folder: Path = tmp_path) -> Any:
-        folder.mkdir(exist_ok=True)
-        tests = Path(__file__).parent
-        path = os.pathsep.join([str(tests.parent / "src"), str(tests)])
-        return subprocess.run(
-            [sys.executable, "-m", f"litvision.{module}", *arguments],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
+    def in_folder(module: str, *arguments: str, folder: Path = tmp_path) -> Any:
+        return run_command(folder, module, *arguments)
 
-    return in_process
+    return in_folder

@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from litvision.errors import UserError
@@ -46,6 +46,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         @functools.wraps(function)
         def task(cfg: DictConfig) -> Any:
             try:
+                if missing := sorted(OmegaConf.missing_keys(cfg)):
+                    raise UserError(f"{missing[0]} has no value: give {missing[0]}=…")
                 return function(cfg)
             except (UserError, OmegaConfBaseException) as error:
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -119,8 +121,6 @@ def _message_of(error: Exception) -> str:
         return str(error)
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
     line = _first_line(error)
-    if line.startswith("Missing mandatory value"):
-        return f"{key} has no value: give {key}=…"
     return f"{key}: {line}" if key and str(key) not in line else line
 
 
