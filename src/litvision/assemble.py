@@ -174,7 +174,8 @@ def check_before_reading(cfg: DictConfig) -> None:
 
 def choose_precision(cfg: DictConfig) -> None:
     """Replace `trainer.precision=auto` by the name of what this machine does fastest."""
-    torch.set_float32_matmul_precision("high")  # what is left in float32 may use a GPU's TF32
+    if hardware.accelerator(str(cfg.trainer.accelerator)) == "cuda":
+        torch.set_float32_matmul_precision("high")  # what is left in float32 may use TF32
     if cfg.trainer.get("precision") == "auto":
         cfg.trainer.precision = hardware.precision(str(cfg.trainer.accelerator))
 
