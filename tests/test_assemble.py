@@ -49,6 +49,10 @@ def test_initial_weights_depend_on_the_seed_alone(compose_train: Compose) -> Non
     [
         ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
         ("seed=-1", "seed=-1 does not fit: it takes an integer from 0 below 4294967296."),
+        (
+            "monitor=val/los",
+            "monitor='val/los' does not fit: it takes train/loss or train/acc or val/loss",
+        ),
         ("mode=lowest", "mode='lowest' does not fit: it takes one of min, max."),
         ("trainer.accelerator=abacus", "trainer: .*abacus"),
         ("data.val_fraction=1", "data.val_fraction=1 does not fit: it takes a number above 0 bel"),
@@ -69,6 +73,19 @@ def test_a_value_that_does_not_fit_is_refused_before_data_are_read(
     with pytest.raises(UserError, match=message) as error:
         assemble(compose_train(override))
     assert "\n" not in str(error.value)
+
+
+def test_a_picture_too_small_for_the_network_is_refused_before_training(
+    compose_train: Compose,
+) -> None:
+    network = "model.network._target_=litvision.networks.vgg.VGG16"
+    with pytest.raises(UserError, match=r"^model.network: .*32x32 pixels, not 16x16"):
+        assemble(compose_train(network, "data.image_size=16"))
+
+
+def test_a_network_with_another_number_of_classes_is_refused(compose_train: Compose) -> None:
+    with pytest.raises(UserError, match=r"gives \[1, 7\] for one picture, not .* \[1, 10\]"):
+        assemble(compose_train("model.network.num_classes=7"))
 
 
 def test_a_schedule_refuses_its_own_bad_values(compose_train: Compose) -> None:

@@ -73,6 +73,15 @@ def test_a_value_that_does_not_fit_is_found_before_data_are_read(tmp_path: Path,
     assert not (tmp_path / "data").exists()
 
 
+def test_what_lightning_refuses_in_training_gets_one_line(run: Run) -> None:
+    tiny = ["data=shapes", "data.train_size=100", "model.network._target_=tiny.TinyNet"]
+    done = run("train", *tiny, "trainer.limit_train_batches=0.01", "logger=none")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "limit_train_batches" in line
+    assert "Traceback" not in done.stderr
+
+
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     (tmp_path / "buggy.py").write_text(
         "from litvision.commandline import command\n"

@@ -92,6 +92,15 @@ def test_another_root_and_another_split_of_the_same_kind_of_data(
     assert "of 2" in done.stdout  # a quarter of 8 training pictures a class
 
 
+def test_data_of_another_kind_need_the_classes_of_the_checkpoint(
+    trained: Trained, run: Run, tmp_path: Path
+) -> None:
+    done = run("evaluate", f"checkpoint={trained.checkpoint}", "data=shapes", *EVALUATE)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: data.classes names 'blue', which the")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

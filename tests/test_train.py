@@ -119,6 +119,16 @@ def test_debug_fast_runs_one_batch_and_saves_no_checkpoint(tmp_path: Path, run: 
     assert not (only_run(tmp_path) / "checkpoints").exists()
 
 
+def test_debug_profile_reports_where_the_time_went(
+    compose_train: Compose, capsys: pytest.CaptureFixture
+) -> None:
+    made = assemble(compose_train("debug=profile", "logger=none"))
+    made.trainer.fit(made.classifier, made.datamodule)
+    assert made.trainer.current_epoch == 1
+    summary = made.trainer.profiler.summary()
+    assert "run_training_batch" in summary
+
+
 def test_debug_overfit_repeats_pictures_that_can_be_learned_by_heart(
     compose_train: Compose,
 ) -> None:
@@ -139,15 +149,24 @@ def test_debug_overfit_repeats_pictures_that_can_be_learned_by_heart(
 def test_a_loss_that_is_not_finite_ends_the_run_with_one_line_and_keeps_the_checkpoint(
     tmp_path: Path, run: Run
 ) -> None:
-    done = run("train", *TINY, "optimizer.lr=1e30", "trainer.max_epochs=5")
+    network = ["model.network._target_=tiny.Explodes", "+model.network.bad=9"]
+    done = run("train", *TINY, *network)  # 90 pictures in batches of 16: 6 steps an epoch
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "The training loss is not finite at epoch " in line
-    assert "learning rate 1e+30" in line
+    assert line.startswith(
+        "error: The training loss is not finite at epoch 1, step 8, batch 2 of that epoch, "
+        "learning rate 0.01. The last good checkpoint is kept."
+    )
     assert "Traceback" not in done.stderr
-    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    folder = only_run(tmp_path)
+    result = json.loads((folder / "result.json").read_text())
     assert result["state"] == "failed"
     assert f"error: {result['error']}" == line
+    assert result["epochs"] == 1
+    for name in ("best", "last"):
+        content = checkpoints.read(folder / "checkpoints" / f"{name}.ckpt")
+        assert content["epoch"] == 0
+        assert all(torch.isfinite(value).all() for value in content["state_dict"].values())
 
 
 def test_multirun_gives_every_job_its_own_numbered_folder(tmp_path: Path, run: Run) -> None:
@@ -230,3 +249,23 @@ def test_the_package_runs_from_its_source_folder_alone(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert Path(done.stdout.strip()).is_relative_to(source)
+
+
+@pytest.mark.slow
+def test_the_demo_learns_the_shapes(tmp_path: Path, run: Run) -> None:
+    done = run("train", "experiment=demo", "logger=none")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((only_run(tmp_path, "demo") / "result.json").read_text())
+    assert result["test/acc"] > 0.95
+    assert "Next, try:" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_the_plain_one(compose_train: Compose) -> None:
+    def fit(*overrides: str) -> dict[str, float]:
+        options = ("logger=none", "callbacks.progress_bar=null", "trainer.precision=32-true")
+        made = assemble(compose_train(*options, *overrides))
+        made.trainer.fit(made.classifier, made.datamodule)
+        return {k: float(v) for k, v in made.trainer.callback_metrics.items() if "/" in k}
+
+    assert fit("model.compile=true") == pytest.approx(fit(), rel=1e-4)

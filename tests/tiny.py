@@ -25,3 +25,16 @@ class TinyLinear(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(nn.functional.adaptive_avg_pool2d(images, 4).flatten(1))
+
+
+class Explodes(TinyLinear):
+    """Gives a loss that is not a number from the `bad`-th training step on."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, bad: int = 1) -> None:
+        super().__init__(num_classes, in_channels)
+        self.bad, self.steps = bad, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.steps += self.training
+        logits = super().forward(images)
+        return logits * float("nan") if self.training and self.steps >= self.bad else logits

@@ -24,7 +24,7 @@ import litvision
 from litvision import checkpoints, hardware
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 from litvision.callbacks.result import Result
-from litvision.classifier import ImageClassifier
+from litvision.classifier import METRICS, ImageClassifier
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
 from litvision.validation import check, check_value
@@ -94,6 +94,8 @@ def assemble(cfg: DictConfig) -> Run:
     settle_logging()
     for key, annotation in typing.get_type_hints(Shared, include_extras=True).items():
         check_value(key, cfg[key], annotation)
+    if cfg.monitor not in METRICS and cfg.model._target_.startswith("litvision."):
+        raise UserError(f"monitor={cfg.monitor!r} does not fit: it takes {' or '.join(METRICS)}.")
     if "_target_" not in cfg.data:
         raise UserError("No data set is chosen: give data=<choice>, for example data=shapes.")
     choose_precision(cfg)
@@ -111,9 +113,9 @@ def assemble(cfg: DictConfig) -> Run:
     with parts("model"):
         optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
         classifier = build(cfg.model, optimizer=optimizer, scheduler=scheduler)
+    try_network(classifier, datamodule)
     resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     classifier.card = card(resolved, datamodule)
-    classifier.example_input_array = torch.zeros(1, 3, *datamodule.image_size)  # for the summary
     if trainer.is_global_zero:
         folder = Path(cfg.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,6 +172,24 @@ def check_before_reading(cfg: DictConfig) -> None:
     if trial.scheduler is not None:
         with parts("scheduler"):
             build(trial.scheduler)(optimizer)
+
+
+def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> None:
+    """Send one black picture through the network: it knows which sizes it takes.
+
+    Raises:
+        UserError: the network refuses the size, or gives another number of logits than classes.
+    """
+    picture = torch.zeros(1, 3, *datamodule.image_size)
+    with parts("model.network"), torch.inference_mode():
+        logits = classifier.network.eval()(picture)
+    classifier.network.train()
+    if logits.shape != (1, len(datamodule.classes)):
+        raise UserError(
+            f"model.network gives {list(logits.shape)} for one picture, not logits of shape "
+            f"[1, {len(datamodule.classes)}]: let it have ${{num_classes}} classes."
+        )
+    classifier.example_input_array = picture  # for the model summary
 
 
 def choose_precision(cfg: DictConfig) -> None:

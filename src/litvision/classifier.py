@@ -17,6 +17,8 @@ from litvision import hardware
 from litvision.batches import Batch
 from litvision.errors import UserError
 
+METRICS = tuple(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "acc"))
+
 
 class NonFiniteLossError(UserError):
     """The loss became NaN or infinite; the message names epoch, step, batch and learning rate."""

@@ -25,6 +25,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from litvision.errors import UserError
 
+# As Hydra's users know it; but a child process of a run inherits the value that `command` sets.
+WANTS_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
+
 _PACKAGE = Path(__file__).parent
 # Beside the package in a clone, inside it in a wheel.
 CONF = next(
@@ -36,7 +39,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     """Make a function of a config into a command: `@hydra.main` with errors that a person can read.
 
     A `UserError`, a misspelt word or a broken config ends the command with one line on standard
-    error and exit status 1. Any other exception keeps its traceback.
+    error and exit status 1. Any other exception keeps its traceback, and with the environment
+    variable HYDRA_FULL_ERROR=1 a `UserError` does too.
 
     Args:
         config_name: the primary config in `conf/`, without `.yaml`.
@@ -49,9 +53,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 if missing := sorted(OmegaConf.missing_keys(cfg)):
                     raise UserError(f"{missing[0]} has no value: give {missing[0]}=…")
                 return function(cfg)
-            except (UserError, OmegaConfBaseException) as error:
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    raise  # the sweep, not the run, ends the process
+            except Exception as error:
+                # In a sweep, the sweep and not the run ends the process.
+                if _is_bug(error) or HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise
                 stop(_message_of(error))
 
         app = hydra.main(
@@ -62,9 +67,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         @functools.wraps(function)
         def main() -> None:
-            if os.environ.setdefault("HYDRA_FULL_ERROR", "1") != "1":
-                app()  # the person wants Hydra's own reports
-                return
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every exception on to us
             try:
                 app()
             except MissingConfigException as error:
@@ -73,7 +76,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 stop(f"{error.override!r} cannot be read: {_first_line(error)}. {OVERRIDE_HELP}")
             except ConfigCompositionException as error:
                 stop(_composition_error(error, config_name))
-            except (UserError, OmegaConfBaseException) as error:
+            except Exception as error:
+                if _is_bug(error):
+                    raise
                 stop(_message_of(error))
 
         return main
@@ -114,6 +119,14 @@ def keys_of(cfg: Any, prefix: str = "") -> list[str]:
 def groups() -> list[str]:
     """Return the config groups, the folders of `conf/`."""
     return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+
+
+def _is_bug(error: Exception) -> bool:
+    """Say whether a traceback helps: not where a person's mistake is the cause, unless wanted."""
+    # By name, since importing Lightning would take seconds: its word for settings that do not fit.
+    lightning = type(error).__name__ == "MisconfigurationException"
+    mistake = lightning or isinstance(error, UserError | OmegaConfBaseException)
+    return WANTS_TRACEBACKS or not mistake
 
 
 def _message_of(error: Exception) -> str:

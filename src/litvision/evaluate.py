@@ -80,6 +80,8 @@ def data_config(data: DictConfig, card: dict[str, Any]) -> DictConfig:
         given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
         if "image_size" in node and not any(o.startswith("data.image_size=") for o in given):
             node.image_size = card["image_size"][0]
+        for key in [key for key in ("root", "eval_batch_size", "num_workers") if node[key] is None]:
+            del node[key]  # not this data set's: evaluate.yaml has them for the checkpoint's own
         if node.get("classes") is None:
             node.classes = card["classes"]  # in the order of the logits
     else:

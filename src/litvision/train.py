@@ -14,11 +14,12 @@ def main(cfg: DictConfig) -> float | None:
 
     run = assemble(cfg)
     run.trainer.fit(run.classifier, run.datamodule, ckpt_path=run.resume_from, weights_only=True)
+    score = run.score
     if cfg.test:
         run.trainer.test(run.classifier, run.datamodule, ckpt_path=run.checkpoint, verbose=False)
     if run.trainer.is_global_zero:
         print(run.summary(), flush=True)
-    return run.score
+    return score
 
 
 if __name__ == "__main__":

@@ -45,13 +45,14 @@ class Recorder(L.Callback):
 
 def run(
     folder: Path, losses: list[float], *callbacks: L.Callback, epochs: int | None = None,
-    scheduler: Any = None, **fit: Any,
+    scheduler: Any = None, every: int = 1, **fit: Any,
 ) -> tuple[Recorder, L.Trainer]:  # fmt: skip
     recorder = Recorder()
     checkpoints = any(isinstance(c, BestCheckpoint) for c in callbacks)
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=epochs or len(losses),
+        check_val_every_n_epoch=every,
         callbacks=[*callbacks, recorder],
         logger=False,
         enable_checkpointing=checkpoints,
@@ -91,6 +92,13 @@ def test_a_metric_that_should_rise(tmp_path: Path) -> None:
     assert recorder.rates == pytest.approx([0.8] * 5 + [0.08] * 2 + [0.05])
 
 
+def test_epochs_without_validation_are_not_counted(tmp_path: Path) -> None:
+    # Validated after epochs 2, 4, 6 and 8: the two epochs that do not improve are 6 and 8.
+    losses = [NAN, 1.0, NAN, 0.9, NAN, 1.0, NAN, 1.0, NAN, 1.0]
+    recorder, _ = run(tmp_path, losses, ReduceLROnPlateau(patience=2), every=2)
+    assert recorder.rates == [0.8] * 8 + [0.4] * 2
+
+
 def test_a_resumed_run_counts_on_where_it_was_stopped(tmp_path: Path) -> None:
     losses = [1.0, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1]
     whole, _ = run(tmp_path, losses, ReduceLROnPlateau(patience=3))
@@ -118,7 +126,9 @@ def test_a_metric_that_nobody_logs_is_named_beside_those_that_are(tmp_path: Path
         run(tmp_path, [1.0], ReduceLROnPlateau(monitor="val/los"))
 
 
-def saved_epochs(folder: Path, losses: list[float], **options: Any) -> tuple[list[int], Any]:
+def saved_epochs(
+    folder: Path, losses: list[float], every: int = 1, **options: Any
+) -> tuple[list[int], Any]:
     """Return the epochs at which best.ckpt was written, and the callback."""
     epochs: list[int] = []
 
@@ -128,10 +138,9 @@ def saved_epochs(folder: Path, losses: list[float], **options: Any) -> tuple[lis
             epochs.append(trainer.current_epoch)
 
     spy = Spy(
-        dirpath=folder, filename="best", monitor="val/loss", save_on_train_epoch_end=True,
-        enable_version_counter=False, **options,
+        dirpath=folder, filename="best", monitor="val/loss", enable_version_counter=False, **options
     )  # fmt: skip
-    run(folder, losses, spy)
+    run(folder, losses, spy, every=every)
     return epochs, spy
 
 
@@ -151,6 +160,11 @@ def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
     epochs, best = saved_epochs(tmp_path, [NAN, 1.0, NAN, 0.5])
     assert epochs == [1, 3]
     assert best.best_epoch == 3
+
+
+def test_an_epoch_that_was_not_validated_is_never_the_best(tmp_path: Path) -> None:
+    epochs, _ = saved_epochs(tmp_path, [NAN, 1.0, NAN, 0.5, NAN], every=2)
+    assert epochs == [1, 3]
 
 
 def test_the_highest_is_best_where_the_metric_should_rise(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class BarProgress(_EpochLines, RichProgressBar):
     def say(self, line: str) -> None:
         """Print above the bar."""
         if self.progress is not None:
-            self.progress.console.print(line, highlight=False)
+            self.progress.console.print(line, highlight=False, soft_wrap=True)
         else:
             super().say(line)
 

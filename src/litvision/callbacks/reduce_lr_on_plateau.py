@@ -57,6 +57,7 @@ class ReduceLROnPlateau(L.Callback):
             "min_lr": min_lr,
         }
         self.schedule: _PlateauSchedule | None = None
+        self._validated = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Register the schedule with the trainer."""
@@ -77,15 +78,20 @@ class ReduceLROnPlateau(L.Callback):
             )
         )
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that this epoch has metrics of its own."""
+        self._validated = not trainer.sanity_checking
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare this epoch with the best."""
+        """Compare this epoch with the best, if it was validated: else its metrics are old ones."""
+        if trainer.enable_validation and not self._validated:
+            return
+        self._validated = False
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
-            if trainer.fit_loop.epoch_loop._should_check_val_epoch():
-                raise UserError(
-                    f"reduce_lr_on_plateau watches {self.monitor!r}, which was not logged. Logged: "
-                    f"{', '.join(sorted(trainer.callback_metrics))}. Set monitor to one of these."
-                )
-            return
+            raise UserError(
+                f"reduce_lr_on_plateau watches {self.monitor!r}, which was not logged. Logged: "
+                f"{', '.join(sorted(trainer.callback_metrics))}. Set monitor to one of these."
+            )
         assert self.schedule is not None
         self.schedule.step(torch.as_tensor(value).item())

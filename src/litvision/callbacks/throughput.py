@@ -35,7 +35,7 @@ class Throughput(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock for as long as validation takes."""
         if trainer.training or trainer.state.fn == "fit":
-            self._stop()
+            self._stop(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start it again."""
@@ -43,14 +43,14 @@ class Throughput(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the epoch's figure."""
-        self._stop()
+        self._stop(pl_module)
         mine = torch.tensor(float(self.pictures), device=pl_module.device)
         pictures = float(trainer.strategy.reduce(mine, reduce_op="sum"))
         if self.seconds > 0:
             pl_module.log("images_per_second", pictures / self.seconds)
 
-    def _stop(self) -> None:
-        if torch.cuda.is_available():
+    def _stop(self, pl_module: L.LightningModule) -> None:
+        if pl_module.device.type == "cuda":
             torch.cuda.synchronize()  # the GPU may still be at work on the last steps
         now = time.perf_counter()
         self.seconds += now - self._started
