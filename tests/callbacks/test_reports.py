@@ -139,6 +139,7 @@ def test_result_holds_final_metrics_and_how_the_run_ended(tmp_path: Path) -> Non
     assert content["best_epoch"] == best.best_epoch + 1
     assert content["best_val/loss"] == pytest.approx(float(best.best_model_score))
     assert content["seconds"] > 0
+    assert content["lr"] == 0.00625
     for name in ("train/loss", "train/acc", "val/loss", "val/acc", "lr"):
         assert content[name] == pytest.approx(float(trainer.callback_metrics[name]))
     trainer.test(trainer.lightning_module, data((3,)), verbose=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 
@@ -99,7 +100,8 @@ class Result(L.Callback):
     def _take(self, trainer: L.Trainer, prefix: str = "") -> None:
         for name, value in trainer.callback_metrics.items():
             if name.startswith(prefix):
-                self.content[name] = float(value)
+                # The shortest number that is this float32: 0.01, not 0.009999999776482582.
+                self.content[name] = float(str(np.float32(value.item())))
 
     def _write(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero:

@@ -37,7 +37,7 @@ class Shapes:
 
     def __init__(
         self,
-        train_size: Annotated[int, Field(ge=10)] = 5000,
+        train_size: Annotated[int, Field(ge=10)] = 6000,
         test_size: Annotated[int, Field(ge=10)] = 1000,
         image_size: Annotated[int, Field(ge=8)] = 32,
         seed: Annotated[int, Field(ge=0)] = 0,
@@ -76,8 +76,8 @@ class Shapes:
 def _draw(inside: Inside, count: int, image_size: int, rng: Generator) -> np.ndarray:
     """Draw `count` pictures of one shape: uint8 `[count, image_size, image_size, 3]`."""
     background, mean = _background(count, image_size, rng)
-    # Always lighter than its background: with as many that are darker, a ResNet-18 is still at
-    # chance after three epochs.
+    # Always lighter than its background: with as many that are darker, a network a quarter as wide
+    # as ResNet-18 reached 47 % in three epochs instead of 98 %.
     colour = mean + _uniform(rng, 0.2, 0.5, (count, 3))
     coverage = _coverage(inside, count, image_size, rng)[..., None]
     picture = background + coverage * (colour[:, None, None] - background)
