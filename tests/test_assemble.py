@@ -53,7 +53,9 @@ def test_initial_weights_depend_on_the_seed_alone(compose_train: Compose) -> Non
             "monitor=val/los",
             "monitor='val/los' does not fit: it takes train/loss or train/acc or val/loss",
         ),
+        ("monitor=val/acc", "monitor=val/acc with mode=min keeps the worst: give mode=max too."),
         ("mode=lowest", "mode='lowest' does not fit: it takes one of min, max."),
+        ("~callbacks.result._target_", "callbacks.result has options but no _target_"),
         ("trainer.accelerator=abacus", "trainer: .*abacus"),
         ("data.val_fraction=1", "data.val_fraction=1 does not fit: it takes a number above 0 bel"),
         ("data.train_size=few", "data.train_size='few' does not fit: it takes an integer"),
@@ -79,13 +81,42 @@ def test_a_picture_too_small_for_the_network_is_refused_before_training(
     compose_train: Compose,
 ) -> None:
     network = "model.network._target_=litvision.networks.vgg.VGG16"
-    with pytest.raises(UserError, match=r"^model.network: .*32x32 pixels, not 16x16"):
+    with pytest.raises(UserError, match=r"^model.network refuses .*32x32 pixels, not 16x16"):
         assemble(compose_train(network, "data.image_size=16"))
 
 
 def test_a_network_with_another_number_of_classes_is_refused(compose_train: Compose) -> None:
     with pytest.raises(UserError, match=r"gives \[1, 7\] for one picture, not .* \[1, 10\]"):
         assemble(compose_train("model.network.num_classes=7"))
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "one_cycle"])
+def test_a_schedule_needs_an_end(compose_train: Compose, scheduler: str) -> None:
+    with pytest.raises(
+        UserError, match=r"^scheduler: this schedule needs to know when the run ends"
+    ):
+        assemble(compose_train(f"scheduler={scheduler}", "trainer.max_epochs=-1"))
+
+
+def test_a_run_too_short_for_its_schedule_is_refused(compose_train: Compose) -> None:
+    with pytest.raises(UserError, match=r"^scheduler: .*for 4 steps"):
+        assemble(compose_train("scheduler=one_cycle", "trainer.max_steps=4"))
+
+
+def test_resuming_with_other_options_is_refused(compose_train: Compose) -> None:
+    made = assemble(compose_train("logger=none", "trainer.max_epochs=1"))
+    made.trainer.fit(made.classifier, made.datamodule)
+    resume = f"resume={made.cfg.run_dir}"
+    assert assemble(compose_train(resume, "data.num_workers=1")).resume_from is not None
+    for override, key in (
+        ("optimizer.lr=0.5", "optimizer.lr=0.01, and this command says 0.5"),
+        ("data.batch_size=8", "data.batch_size=16, and this command says 8"),
+        ("scheduler=cosine", "scheduler.T_max=None, and this command says 4"),
+        ("model.network._target_=tiny.TinyLinear", "model.network._target_=tiny.TinyNet, and"),
+    ):
+        with pytest.raises(UserError, match=r"^resume: the checkpoint was trained with ") as error:
+            assemble(compose_train(resume, override))
+        assert key in str(error.value)
 
 
 def test_a_schedule_refuses_its_own_bad_values(compose_train: Compose) -> None:

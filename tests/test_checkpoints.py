@@ -45,7 +45,7 @@ def test_a_target_that_runs_a_command_is_never_called(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     evil = {"_target_": "os.system", "command": f"touch {marker}"}
     for model in ({"network": evil}, {"label_smoothing": evil}, evil):
-        with pytest.raises(UserError, match="does not give a classifier"):
+        with pytest.raises(UserError, match=r"a.ckpt names 'os.system', which is not trusted"):
             checkpoints.rebuild(content(**model), "a.ckpt", trust=["tiny.*"])
     assert not marker.exists()
 
@@ -55,6 +55,20 @@ def test_weights_of_another_network_are_refused() -> None:
     del saved["state_dict"]["network.fc.bias"]
     with pytest.raises(UserError, match=r"a.ckpt does not give a classifier: .*ImageClassifier"):
         checkpoints.rebuild(saved, "a.ckpt", trust=["tiny.*"])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torchvision.datasets.utils.download_and_extract_archive",
+        "torchvision.io.write_file",
+        "litvision.train.main",
+        "litvision.commandline.os.system",
+    ],
+)
+def test_what_writes_files_or_runs_commands_is_not_trusted(target: str) -> None:
+    with pytest.raises(UserError, match="which is not trusted"):
+        checkpoints.rebuild(content(network={"_target_": target, "_partial_": True}), "a.ckpt")
 
 
 class Evil:
@@ -83,6 +97,7 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.ckpt").write_bytes(b"")
     (tmp_path / "text.ckpt").write_text("no checkpoint at all\n")
+    (tmp_path / "metrics.csv").write_text("epoch,step\n1,2\n")
     save(tmp_path / "foreign.ckpt", {"state_dict": {}})
     save(tmp_path / "list.ckpt", [1, 2])
     newer = content()
@@ -93,6 +108,7 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -
         "": "is a folder, not a checkpoint",
         "cut.ckpt": "cannot be read as a checkpoint",
         "empty.ckpt": "cannot be read as a checkpoint",
+        "metrics.csv": "cannot be read as a checkpoint",
         "text.ckpt": "cannot be read as a checkpoint",
         "foreign.ckpt": "is a checkpoint of another program",
         "list.ckpt": "is a checkpoint of another program",

@@ -60,8 +60,6 @@ def test_every_callback_of_the_default_stands_alone_under_its_file_name() -> Non
 
 @pytest.mark.parametrize("model", ["resnet18", "vgg16"])
 def test_the_seed_recipe_to_the_letter(model: str) -> None:
-    cfg = plain(composed("experiment=seed", f"model={model}", "optimizer=adamw"))
-    assert "AdamW" in cfg["optimizer"]["_target_"]  # a person's choice beats the recipe's
     cfg = plain(composed("experiment=seed", f"model={model}"))
     assert cfg["optimizer"] == {
         "_target_": "torch.optim.SGD",
@@ -83,6 +81,20 @@ def test_a_schedule_by_batch_takes_the_place_of_the_plateau_rule(scheduler: str)
     cfg = plain(composed(f"scheduler={scheduler}"))
     assert cfg["callbacks"]["reduce_lr_on_plateau"] is None
     assert cfg["scheduler"]["_partial_"] is True
+
+
+@pytest.mark.parametrize("experiment", ["seed", "demo"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("scheduler", ["none", "cosine", "one_cycle"])
+def test_a_recipe_leaves_room_for_other_choices(
+    experiment: str, optimizer: str, scheduler: str
+) -> None:
+    choices = [f"experiment={experiment}", f"optimizer={optimizer}", f"scheduler={scheduler}"]
+    cfg = composed(*choices, "num_classes=10", "total_steps=100")
+    cfg.trainer.precision = "32-true"
+    check(cfg)
+    plateau = cfg.callbacks.reduce_lr_on_plateau
+    assert plateau is None if scheduler != "none" else "_target_" in plateau
 
 
 def test_monitor_and_mode_are_written_once() -> None:

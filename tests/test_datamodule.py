@@ -193,6 +193,9 @@ def test_published_statistics_come_before_measured_ones_and_given_ones_before_bo
     np.testing.assert_allclose(measured.mean, [values.mean()] * 3, rtol=1e-6)
     given = datamodule(mean=[0.4] * 3, std=[0.2] * 3)
     assert (given.mean, given.std) == ([0.4] * 3, [0.2] * 3)
+    half = datamodule(mean=[0.4] * 3)
+    assert half.mean == [0.4] * 3
+    np.testing.assert_allclose(half.std, measured.std)
     with pytest.raises(UserError, match="take 3 values, one a channel, not 1 and 3"):
         datamodule(mean=[0.4], std=[0.2] * 3)
 

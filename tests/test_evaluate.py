@@ -92,6 +92,32 @@ def test_another_root_and_another_split_of_the_same_kind_of_data(
     assert "of 2" in done.stdout  # a quarter of 8 training pictures a class
 
 
+@pytest.mark.parametrize("classes", ["[red,blue]", "[red,green,blue]"])
+def test_other_classes_than_those_of_the_logits_are_refused(
+    trained: Trained, run: Run, classes: str
+) -> None:
+    data = ["data=image_folder", f"data.root={trained.pictures}", f"data.classes={classes}"]
+    done = run("evaluate", f"checkpoint={trained.checkpoint}", *data, *EVALUATE)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: data.classes differs from what the checkpoint was trained on, in number or order: "
+        "leave it out, or give [blue,green,red]."
+    )
+
+
+def test_nothing_is_imported_for_the_data_config_of_a_stranger(
+    trained: Trained, run: Run, tmp_path: Path
+) -> None:
+    content = torch.load(trained.checkpoint, weights_only=True)
+    content["litvision"]["config"]["data"]["source"]["_target_"] = "evil.Source"
+    torch.save(content, tmp_path / "evil.ckpt")
+    (tmp_path / "evil.py").write_text("open('ran', 'w')\nclass Source: pass\n")
+    done = run("evaluate", "checkpoint=evil.ckpt", *EVALUATE)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: evil.ckpt names 'evil.Source', which is not trusted.")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_data_of_another_kind_need_the_classes_of_the_checkpoint(
     trained: Trained, run: Run, tmp_path: Path
 ) -> None:

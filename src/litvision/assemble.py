@@ -3,47 +3,37 @@
 from __future__ import annotations
 
 import logging
-import re
-import typing
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Any
 
 import lightning as L
 import torch
-from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from omegaconf import DictConfig, OmegaConf, open_dict
-from pydantic import Field
 
 import litvision
 from litvision import checkpoints, hardware
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 from litvision.callbacks.result import Result
-from litvision.classifier import METRICS, ImageClassifier
+from litvision.classifier import ImageClassifier
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
-from litvision.validation import check, check_value
+from litvision.preflight import (
+    ANY,
+    build,
+    check_before_reading,
+    check_shared,
+    parts,
+    same_run,
+    settle_logging,
+    try_network,
+    try_optimizer,
+)
 
 log = logging.getLogger(__name__)
-
-# The config of a clone is its owner's own code and may name any target. A config that came inside
-# a checkpoint may not; see `litvision.checkpoints`.
-ANY = UNSAFE_DISABLE_EXECUTION_CHECKS
-
-
-class Shared(TypedDict):
-    """The plain keys of `conf/train.yaml` and what they take."""
-
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    monitor: str
-    mode: Literal["min", "max"]
-    test: bool
-    resume: str | None
 
 
 @dataclass
@@ -74,8 +64,9 @@ class Run:
     def summary(self) -> str:
         """Return what a person wants to read at the end of the run."""
         result = self._callback(Result)
-        folder, checkpoint = _from_here(self.cfg.run_dir), _from_here(self.checkpoint or "")
-        return result.summary(folder, str(checkpoint)) if result else f"run {folder}"
+        folder = _from_here(self.cfg.run_dir)
+        checkpoint = str(_from_here(self.checkpoint)) if self.checkpoint else ""
+        return result.summary(folder, checkpoint) if result else f"run {folder}"
 
     def _callback(self, kind: type) -> Any:
         callbacks: list[L.Callback] = getattr(self.trainer, "callbacks", [])
@@ -92,104 +83,40 @@ def assemble(cfg: DictConfig) -> Run:
         UserError: a value of the config does not fit, or the data cannot be read.
     """
     settle_logging()
-    for key, annotation in typing.get_type_hints(Shared, include_extras=True).items():
-        check_value(key, cfg[key], annotation)
-    if cfg.monitor not in METRICS and cfg.model._target_.startswith("litvision."):
-        raise UserError(f"monitor={cfg.monitor!r} does not fit: it takes {' or '.join(METRICS)}.")
-    if "_target_" not in cfg.data:
-        raise UserError("No data set is chosen: give data=<choice>, for example data=shapes.")
+    check_shared(cfg)
     choose_precision(cfg)
     check_before_reading(cfg)
     resume_from = find_checkpoint(cfg.resume)
     trainer = build_trainer(cfg)
     datamodule = build_datamodule(cfg.data)
+    datamodule.trainer = trainer  # the number of devices decides the number of steps
     datamodule.prepare_data()
     datamodule.setup()
     with open_dict(cfg):
         cfg.num_classes = len(datamodule.classes)
         cfg.total_steps = total_steps(trainer, datamodule)
+    try_optimizer(cfg)
     # Only now: the initial weights depend on the seed alone, not on how the data were read.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     with parts("model"):
         optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
         classifier = build(cfg.model, optimizer=optimizer, scheduler=scheduler)
     try_network(classifier, datamodule)
-    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    if resume_from is not None:
+        same_run(checkpoints.read(resume_from, "resume")["litvision"]["config"], resolved)
     classifier.card = card(resolved, datamodule)
     if trainer.is_global_zero:
         folder = Path(cfg.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(resolved), folder / "config.yaml")
-    sizes = {name: len(subset) for name, subset in datamodule.subsets.items()}
-    log.info(
-        f"{sizes['train']:,} pictures to train on, {sizes['val']:,} to validate, "
-        f"{sizes['test']:,} to test, {cfg.num_classes} classes; "
-        f"{datamodule.steps_per_epoch} steps an epoch; precision {cfg.trainer.precision}"
-    )
-    return Run(cfg, datamodule, classifier, trainer, resume_from)
-
-
-# What Lightning says that means nothing to a user of this project, as patterns of the beginning.
-NOISE = (
-    r"Precision bf16-mixed is not supported by the model summary",
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    r".*does not have many workers",  # pictures in memory need none
-    r"The number of training batches",  # epochs are logged, not batches
-    r"Experiment logs directory .* exists",  # the run's folder is there before its loggers
-    r"Checkpoint directory .* exists",
-    r"Trainer already configured with model summary",
-    r"GPU available: False",
-    r"TPU available",
-    r"\W*Tip: ",
-    r"Restoring states from the checkpoint",
-    r"Loaded model weights from the checkpoint",
-)
-
-
-def settle_logging() -> None:
-    """Let Lightning's messages through once, and leave out those that say nothing here."""
-    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print them too
-    for pattern in NOISE:
-        warnings.filterwarnings("ignore", message=pattern)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logger = logging.getLogger(name)
-        if _means_something not in logger.filters:
-            logger.addFilter(_means_something)
-
-
-def _means_something(record: logging.LogRecord) -> bool:
-    return not any(re.match(pattern, record.getMessage()) for pattern in NOISE)
-
-
-def check_before_reading(cfg: DictConfig) -> None:
-    """Check every value; try optimizer and schedule on one number: they know their own ranges."""
-    trial = cfg.copy()
-    with open_dict(trial):  # what the data will tell
-        trial.num_classes, trial.total_steps = 2, 1000
-    check(trial)
-    with parts("optimizer"):
-        optimizer = build(trial.optimizer)([torch.nn.Parameter(torch.zeros(1))])
-    if trial.scheduler is not None:
-        with parts("scheduler"):
-            build(trial.scheduler)(optimizer)
-
-
-def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> None:
-    """Send one black picture through the network: it knows which sizes it takes.
-
-    Raises:
-        UserError: the network refuses the size, or gives another number of logits than classes.
-    """
-    picture = torch.zeros(1, 3, *datamodule.image_size)
-    with parts("model.network"), torch.inference_mode():
-        logits = classifier.network.eval()(picture)
-    classifier.network.train()
-    if logits.shape != (1, len(datamodule.classes)):
-        raise UserError(
-            f"model.network gives {list(logits.shape)} for one picture, not logits of shape "
-            f"[1, {len(datamodule.classes)}]: let it have ${{num_classes}} classes."
+        sizes = {name: len(subset) for name, subset in datamodule.subsets.items()}
+        log.info(
+            f"{sizes['train']:,} pictures to train on, {sizes['val']:,} to validate, "
+            f"{sizes['test']:,} to test, {cfg.num_classes} classes; "
+            f"{datamodule.steps_per_epoch} steps an epoch; precision {cfg.trainer.precision}"
         )
-    classifier.example_input_array = picture  # for the model summary
+    return Run(cfg, datamodule, classifier, trainer, resume_from)
 
 
 def choose_precision(cfg: DictConfig) -> None:
@@ -200,23 +127,9 @@ def choose_precision(cfg: DictConfig) -> None:
         cfg.trainer.precision = hardware.precision(str(cfg.trainer.accelerator))
 
 
-def build(node: DictConfig | None, trust: Any = ANY, **more: Any) -> Any:
-    """Instantiate a node; what it takes as lists and dicts are plain ones, not OmegaConf's.
-
-    Args:
-        node: with a `_target_`, or null.
-        trust: the targets that it may name.
-        more: options to add.
-    """
-    return instantiate(node, _convert_="all", _execution_whitelist_=trust, **more)
-
-
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """Build the trainer with the callbacks and loggers of the config; null ones are left out."""
-    with parts("callbacks"):
-        callbacks = [build(node) for node in (cfg.get("callbacks") or {}).values() if node]
-    with parts("logger"):
-        loggers = [build(node) for node in (cfg.get("logger") or {}).values() if node]
+    callbacks, loggers = build_all(cfg, "callbacks"), build_all(cfg, "logger")
     # Lightning would put in its own for what is left out.
     options = {
         "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
@@ -224,7 +137,27 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
     }
     with parts("trainer"):
-        return build(cfg.trainer, callbacks=callbacks, logger=loggers or False, **options)
+        trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers or False, **options)
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeping and trainer.world_size > 1:
+        raise UserError(
+            "--multirun with several devices a run: each device's process would start the whole "
+            "sweep. Give trainer.devices=1, or start the runs one by one."
+        )
+    return trainer
+
+
+def build_all(cfg: DictConfig, group: str) -> list[Any]:
+    """Instantiate the members of a group that are not null."""
+    members = [(name, node) for name, node in (cfg.get(group) or {}).items() if node is not None]
+    for name, node in members:
+        if "_target_" not in node:
+            raise UserError(
+                f"{group}.{name} has options but no _target_: it was taken out or never chosen. "
+                f"Add {group}=[default,{name}], or take its options out."
+            )
+    with parts(group):
+        return [build(node) for _, node in members]
 
 
 def build_datamodule(node: DictConfig, trust: Any = ANY) -> ImageDataModule:
@@ -241,8 +174,7 @@ def total_steps(trainer: L.Trainer, datamodule: ImageDataModule) -> int | None:
     """
     batches: float = datamodule.steps_per_epoch
     limit = trainer.limit_train_batches
-    if limit is not None:
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     per_epoch = -(-int(batches) // trainer.accumulate_grad_batches)
     ends = [trainer.max_steps] if trainer.max_steps != -1 else []
     if trainer.max_epochs is not None and trainer.max_epochs != -1:
@@ -270,17 +202,8 @@ def find_checkpoint(resume: str | None) -> str | None:
     path = Path(resume)
     if path.is_dir():
         path = path / "checkpoints" / "last.ckpt"
-    checkpoints.read(path)
+    checkpoints.read(path, "resume")
     return str(path)
-
-
-@contextmanager
-def parts(name: str) -> Iterator[None]:
-    """Turn a value that an object refuses into one line that names the part of the config."""
-    try:
-        yield
-    except (ValueError, MisconfigurationException) as error:
-        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
 
 
 def _from_here(path: str | Path) -> Path:

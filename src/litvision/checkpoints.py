@@ -12,8 +12,8 @@ A checkpoint is Lightning's own, plus one entry, `litvision`, of plain values:
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,19 @@ from litvision.errors import UserError
 
 FORMAT = 1
 # The targets that a checkpoint's config may name. A file never extends this list; a person may.
-TRUSTED = ("litvision.*", "torch.nn.*", "torch.optim.*", "torchvision.*")
+TRUSTED = (
+    *("litvision.classifier.*", "litvision.datamodule.*"),
+    *("litvision.networks.*", "litvision.sources.*"),
+    *("torch.nn.*", "torchvision.models.*"),
+)
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
     """Load a checkpoint's content without running anything that it holds.
+
+    Args:
+        path: the file.
+        key: the option that named it, for messages.
 
     Raises:
         UserError: the file is missing, a folder, truncated, or not a checkpoint of this project.
@@ -39,7 +47,7 @@ def read(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise UserError(
-            f"There is no checkpoint at {path}: give checkpoint=<a run's checkpoints/best.ckpt>."
+            f"There is no checkpoint at {path}: give {key}=<a file in a run's checkpoints folder>."
         )
     if path.is_dir():
         raise UserError(
@@ -48,7 +56,7 @@ def read(path: str | Path) -> dict[str, Any]:
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # torch raises whatever a foreign file's bytes lead it to
         raise UserError(
             f"{path} cannot be read as a checkpoint: it is truncated, damaged, another kind of "
             "file, or holds more than tensors and plain values. Give one that `make train` saved."
@@ -80,20 +88,48 @@ def rebuild(
     Raises:
         UserError: the config names a target that is not trusted, or the weights do not fit.
     """
-    card = content["litvision"]
+    card, trusted = content["litvision"], (*TRUSTED, *trust)
+    refuse_untrusted(card["config"]["model"], trusted, path)
     model = OmegaConf.create(card["config"]["model"])
     try:
-        classifier = instantiate(model, _convert_="all", _execution_whitelist_=(*TRUSTED, *trust))
+        classifier = instantiate(model, _convert_="all", _execution_whitelist_=trusted)
         if not isinstance(classifier, ImageClassifier):
             raise TypeError(f"its model is a {type(classifier).__name__}, not an ImageClassifier")
         classifier.load_state_dict(content["state_dict"])
     except (HydraException, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} does not give a classifier: {_first_line(error)}. If its network comes from a "
-            "package that you trust, add trust=[<package>.*]."
+            f"{path} does not give a classifier: {_first_line(error)}. Its weights and its config "
+            "do not belong together, or this version's networks differ from those it was saved by."
         ) from error
     classifier.card = card
     return classifier
+
+
+def refuse_untrusted(config: Any, trusted: Iterable[str], path: str | Path) -> None:
+    """Refuse a config that names a target that is not trusted, before anything is imported for it.
+
+    Args:
+        config: plain lists and dicts.
+        trusted: patterns such as "torch.nn.*".
+        path: where the config came from, for messages.
+    """
+    for target in _targets(config):
+        if not any(fnmatchcase(target, pattern) for pattern in trusted):
+            raise UserError(
+                f"{path} names {target!r}, which is not trusted. If it comes from a package that "
+                "you trust, add trust=[<package>.*]."
+            )
+
+
+def _targets(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if "_target_" in config:
+            yield str(config["_target_"])
+        for value in config.values():
+            yield from _targets(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _targets(value)
 
 
 def _first_line(error: BaseException) -> str:

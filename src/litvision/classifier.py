@@ -23,6 +23,10 @@ METRICS = tuple(f"{split}/{name}" for split in ("train", "val") for name in ("lo
 class NonFiniteLossError(UserError):
     """The loss became NaN or infinite; the message names epoch, step, batch and learning rate."""
 
+    advice = (
+        "The last good checkpoint is kept. Lower optimizer.lr, or set trainer.gradient_clip_val=1."
+    )
+
 
 class ImageClassifier(L.LightningModule):
     """Trains a network with cross-entropy.
@@ -74,7 +78,8 @@ class ImageClassifier(L.LightningModule):
         """Choose the memory layout for the device that Lightning has picked; compile if asked."""
         wanted = self.channels_last
         if wanted == "auto":
-            wanted = hardware.prefers_channels_last(_accelerator_of(self.trainer))
+            device = self.trainer.strategy.root_device.type
+            wanted = hardware.prefers_channels_last(device, str(self.trainer.precision))
         self._layout = torch.channels_last if wanted else torch.contiguous_format
         self.network.to(memory_format=self._layout)
         if stage == "fit" and self.compile_network:
@@ -126,9 +131,7 @@ class ImageClassifier(L.LightningModule):
             step, rate = self._unchecked[bad]
             raise NonFiniteLossError(
                 f"The training loss is not finite at epoch {self.current_epoch}, step {step}, "
-                f"batch {bad} of that epoch, learning rate {rate:g}. "
-                "The last good checkpoint is kept. Lower optimizer.lr, or set "
-                "trainer.gradient_clip_val=1."
+                f"batch {bad} of that epoch, learning rate {rate:g}. {NonFiniteLossError.advice}"
             )
         self._unchecked.clear()
 
@@ -138,7 +141,10 @@ class ImageClassifier(L.LightningModule):
         Not in `on_train_epoch_end`, which comes after the callbacks' own: they would see the
         metrics of the epoch before.
         """
-        if self.trainer.is_last_batch or self.trainer.global_step == self.trainer.max_steps:
+        trainer = self.trainer
+        last = trainer.is_last_batch or trainer.should_stop
+        if last or trainer.global_step == trainer.max_steps:
+            self._raise_if_not_finite()
             sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
             loss, correct, size = sums.tolist()
             for name, value in (("loss", loss / size), ("acc", correct / size)):
@@ -164,10 +170,15 @@ class ImageClassifier(L.LightningModule):
         self.log(f"{split}/acc", acc, on_step=False, on_epoch=True, batch_size=size)
         return answers
 
-    def on_validation_start(self) -> None:
-        """Read what a GPU noted about the loss before anything is saved."""
-        if self._unchecked:
-            self._raise_if_not_finite()
+    def on_validation_end(self) -> None:
+        """Stop when the last step of an epoch ruined the weights, before they are saved."""
+        value = self.trainer.callback_metrics.get("val/loss")
+        fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        if fitting and value is not None and not torch.isfinite(value):
+            raise NonFiniteLossError(
+                f"The validation loss is not finite at epoch {self.current_epoch}, after step "
+                f"{self.global_step - 1}. {NonFiniteLossError.advice}"
+            )
 
     # ----------------------------------------------------------------- optimizer and schedule
 
@@ -193,8 +204,3 @@ class ImageClassifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint say what it is; see `litvision.checkpoints`."""
         checkpoint["litvision"] = self.card
-
-
-def _accelerator_of(trainer: L.Trainer) -> str:
-    kind = trainer.strategy.root_device.type
-    return kind if kind in ("cuda", "mps") else "cpu"

@@ -125,7 +125,9 @@ def _is_bug(error: Exception) -> bool:
     """Say whether a traceback helps: not where a person's mistake is the cause, unless wanted."""
     # By name, since importing Lightning would take seconds: its word for settings that do not fit.
     lightning = type(error).__name__ == "MisconfigurationException"
-    mistake = lightning or isinstance(error, UserError | OmegaConfBaseException)
+    # Hydra's own for `callbacks=null`, a plain ValueError.
+    no_choice = str(error).startswith("Config group override must be")
+    mistake = lightning or no_choice or isinstance(error, UserError | OmegaConfBaseException)
     return WANTS_TRACEBACKS or not mistake
 
 

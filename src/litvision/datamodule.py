@@ -107,13 +107,14 @@ class ImageDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Let the source download or decode what it has not yet."""
-        self.source.prepare()
+        if not self.subsets:
+            self.source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the pictures and make the subsets `train`, `val` and `test`, once for all stages.
 
         Raises:
-            UserError: `classes` names one that is not there, or a class is too small to split.
+            UserError: `classes` names one that is not there, or a split has no pictures left.
         """
         if self.subsets:
             return
@@ -139,15 +140,15 @@ class ImageDataModule(L.LightningDataModule):
             mean, std = train.mean, train.std
             if mean is None or std is None:
                 mean, std = channel_statistics(train, kept)
-            self.mean, self.std = list(mean), list(std)
+            # A colour that never varies would divide by zero; any finite scale serves it.
+            self.mean = self.mean or list(mean)
+            self.std = self.std or [value or 1.0 for value in std]
         if len(self.mean) != train.pixels.shape[3] or len(self.std) != train.pixels.shape[3]:
             raise UserError(
                 f"data.mean and data.std take {train.pixels.shape[3]} values, one a channel, "
                 f"not {len(self.mean)} and {len(self.std)}."
             )
-        # A colour that never varies would divide by zero; any finite scale serves it.
-        self._mean = torch.tensor(self.mean)
-        self._std = torch.tensor([value or 1.0 for value in self.std])
+        self._mean, self._std = torch.tensor(self.mean), torch.tensor(self.std)
 
     def _keep(self, images: Images) -> Tensor:
         """Return the rows whose class is wanted, ascending."""

@@ -21,15 +21,20 @@ def main(cfg: DictConfig) -> float:
     """Rebuild the classifier of `cfg.checkpoint`, test it, print a table, return the accuracy."""
     import lightning as L
 
-    from litvision import assemble, checkpoints
+    from litvision import assemble, checkpoints, preflight
     from litvision.callbacks.confusion import Confusion
     from litvision.callbacks.progress import progress
     from litvision.validation import check
 
-    assemble.settle_logging()
+    preflight.settle_logging()
     content = checkpoints.read(cfg.checkpoint)
     card = content["litvision"]
     chosen = "_target_" in cfg.data
+    # Data chosen on the command line are the person's own; those in the checkpoint are not.
+    trust: Any = preflight.ANY
+    if not chosen:
+        trust = (*checkpoints.TRUSTED, *cfg.trust)
+        checkpoints.refuse_untrusted(card["config"]["data"], trust, cfg.checkpoint)
     with open_dict(cfg):
         cfg.data = data_config(cfg.data, card)
     assemble.choose_precision(cfg)
@@ -37,15 +42,13 @@ def main(cfg: DictConfig) -> float:
     if cfg.split not in ("train", "val", "test"):
         raise UserError(f"split={cfg.split!r} does not fit: it takes one of train, val, test.")
     classifier = checkpoints.rebuild(content, cfg.checkpoint, cfg.trust)
-    # Data chosen on the command line are the person's own; those in the checkpoint are not.
-    trust = assemble.ANY if chosen else (*checkpoints.TRUSTED, *cfg.trust)
     datamodule = assemble.build_datamodule(cfg.data, trust)
     datamodule.test_split = cfg.split
     datamodule.prepare_data()
     datamodule.setup()
     confusion = Confusion(len(card["classes"]))
-    with assemble.parts("trainer"):
-        trainer: L.Trainer = assemble.build(
+    with preflight.parts("trainer"):
+        trainer: L.Trainer = preflight.build(
             cfg.trainer,
             callbacks=[confusion, progress()],
             logger=False,
@@ -93,6 +96,11 @@ def data_config(data: DictConfig, card: dict[str, Any]) -> DictConfig:
                 f"option. They have: {', '.join(map(str, node))}."
             )
         node.update({key: value for key, value in data.items() if value is not None})
+    if list(node.classes or card["classes"]) != list(card["classes"]):
+        raise UserError(
+            "data.classes differs from what the checkpoint was trained on, in number or order: "
+            f"leave it out, or give [{','.join(card['classes'])}]."
+        )
     node.mean, node.std = card["mean"], card["std"]
     return node
 

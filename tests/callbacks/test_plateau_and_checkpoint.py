@@ -13,9 +13,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from litvision.batches import Batch
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 from litvision.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
-from litvision.classifier import ImageClassifier
+from litvision.classifier import ImageClassifier, NonFiniteLossError
 from litvision.errors import UserError
 
 NAN = float("nan")
@@ -65,9 +66,7 @@ def run(
         torch.ones(2, 3, 2, 2), torch.tensor([0, 1]), torch.zeros(2), torch.ones(2)
     )
 
-    def collate(rows: list[tuple[Tensor, ...]]) -> Any:
-        from litvision.batches import Batch
-
+    def collate(rows: list[tuple[Tensor, ...]]) -> Batch:
         return Batch(torch.stack([r[0] for r in rows]), torch.stack([r[1] for r in rows]))
 
     loader = DataLoader(data, batch_size=2, collate_fn=collate)
@@ -157,9 +156,58 @@ def test_the_best_checkpoint_is_saved_whenever_the_loss_does_not_rise(tmp_path: 
 
 
 def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path: Path) -> None:
-    epochs, best = saved_epochs(tmp_path, [NAN, 1.0, NAN, 0.5])
-    assert epochs == [1, 3]
-    assert best.best_epoch == 3
+    best = BestCheckpoint(dirpath=tmp_path, filename="best", monitor="val/loss")
+    assert not best.check_monitor_top_k(L.Trainer(accelerator="cpu"), torch.tensor(NAN))
+    assert best.check_monitor_top_k(L.Trainer(accelerator="cpu"), torch.tensor(3.0))
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    best = BestCheckpoint(dirpath=tmp_path, filename="best", monitor="val/loss")
+    with pytest.raises(NonFiniteLossError) as error:
+        run(tmp_path, [1.0, NAN, 0.5], best)
+    assert str(error.value).startswith(
+        "The validation loss is not finite at epoch 1, after step 1. The last good checkpoint is"
+    )
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_a_run_resumed_in_another_folder_remembers_the_best_so_far(tmp_path: Path) -> None:
+    def callbacks(folder: Path) -> tuple[BestCheckpoint, L.Callback]:
+        last = L.pytorch.callbacks.ModelCheckpoint(
+            dirpath=folder, filename="last", save_on_train_epoch_end=True
+        )
+        return BestCheckpoint(dirpath=folder, filename="best", monitor="val/loss"), last
+
+    losses = [1.0, 0.5, 0.9, 0.8]
+    run(tmp_path, losses, *callbacks(tmp_path / "a"), epochs=2)
+    best, last = callbacks(tmp_path / "b")
+    run(
+        tmp_path, losses, best, last, ckpt_path=tmp_path / "a" / "last.ckpt", weights_only=True
+    )  # fmt: skip
+    assert not (tmp_path / "b" / "best.ckpt").exists()
+    assert best.best_model_path == str(tmp_path / "a" / "best.ckpt")
+    assert float(best.best_model_score) == 0.5
+    assert best.best_epoch == 1
+    better, last = callbacks(tmp_path / "c")
+    run(
+        tmp_path, [1.0, 0.5, 0.4], better, last, ckpt_path=tmp_path / "a" / "last.ckpt",
+        weights_only=True,
+    )  # fmt: skip
+    assert better.best_model_path == str(tmp_path / "c" / "best.ckpt")
+    assert (tmp_path / "a" / "best.ckpt").exists()
+
+
+def test_a_last_epoch_without_validation_does_not_pass_for_the_best(tmp_path: Path) -> None:
+    best = BestCheckpoint(dirpath=tmp_path, filename="best", monitor="val/loss")
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=3, callbacks=[best], logger=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    content = [Batch(torch.ones(2, 3, 2, 2), torch.tensor([0, 1]))] * 2
+    loader = DataLoader(content, batch_size=None)  # two steps an epoch: the third is alone
+    trainer.fit(Scripted([1.0, 1.0]), loader, loader)
+    assert trainer.current_epoch == 2
+    assert best.best_epoch == 0
 
 
 def test_an_epoch_that_was_not_validated_is_never_the_best(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from rich.console import Console
 from torch.utils.data import DataLoader
 
@@ -65,7 +66,7 @@ def test_learning_rate_is_logged_as_lr_by_step_and_by_epoch(tmp_path: Path) -> N
     by_step = {int(r["step"]): float(r["lr"]) for r in table if r["lr"] and not r["epoch"]}
     assert by_step == pytest.approx({0: 0.4, 2: 0.1, 4: 0.025})
     by_epoch = {int(r["epoch"]): float(r["lr"]) for r in table if r["lr"] and r["epoch"]}
-    assert by_epoch == pytest.approx({0: 0.4 / 8, 1: 0.4 / 64})
+    assert by_epoch == pytest.approx({0: 0.1, 1: 0.0125})
 
 
 def test_throughput_counts_pictures_and_not_validation_time(
@@ -98,6 +99,14 @@ def test_plain_progress_prints_one_line_an_epoch(
     ):  # fmt: skip
         assert f"{name} {form.format(float(metrics[name]))}" in lines[1]
     assert "images/s" in lines[1]
+
+
+def test_an_epoch_without_validation_shows_no_old_validation_metrics(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    fit(tmp_path, progress("plain"), max_epochs=3, check_val_every_n_epoch=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert ["val/loss" in line for line in lines] == [False, True, False]
 
 
 def test_progress_is_a_bar_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +148,7 @@ def test_result_holds_final_metrics_and_how_the_run_ended(tmp_path: Path) -> Non
     assert content["best_epoch"] == best.best_epoch + 1
     assert content["best_val/loss"] == pytest.approx(float(best.best_model_score))
     assert content["seconds"] > 0
-    assert content["lr"] == 0.00625
+    assert content["lr"] == 0.0125
     for name in ("train/loss", "train/acc", "val/loss", "val/acc", "lr"):
         assert content[name] == pytest.approx(float(trainer.callback_metrics[name]))
     trainer.test(trainer.lightning_module, data((3,)), verbose=False)
@@ -152,8 +161,20 @@ def test_result_holds_final_metrics_and_how_the_run_ended(tmp_path: Path) -> Non
 
 
 def test_summary_fills_in_the_commands_to_try_next() -> None:
-    text = Result(try_next=["evaluate {checkpoint}", "look {run}"]).summary(Path("r"), "c.ckpt")
-    assert text.splitlines()[-3:] == ["Next, try:", "  evaluate c.ckpt", "  look r"]
+    result = Result(try_next=["evaluate {checkpoint}", "look {run}"])
+    lines = result.summary(Path("r"), "c.ckpt").splitlines()
+    assert lines[-3:] == ["Next, try:", "  evaluate c.ckpt", "  look r"]
+    assert result.summary(Path("r"), "").splitlines()[-2:] == ["Next, try:", "  look r"]
+
+
+def test_result_says_why_a_run_stopped_early(tmp_path: Path) -> None:
+    stopping = EarlyStopping("train/acc", mode="max", patience=2, min_delta=1.0)
+    result = Result()
+    fit(tmp_path, result, stopping, enable_progress_bar=False, max_epochs=9)
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert content["epochs"] == 3
+    assert content["stopped"] == "train/acc did not improve for 2 epochs"
+    assert "stopped early  train/acc did not" in result.summary(tmp_path, "")
 
 
 def test_result_of_a_run_that_fails_says_so(tmp_path: Path) -> None:

@@ -148,8 +148,8 @@ def test_worker_processes_give_the_same_and_leave_the_random_state(
     image_folder: Path, tmp_path: Path
 ) -> None:
     state = torch.get_rng_state()
-    here = ImageFolder(image_folder, num_workers=0, cache_dir=tmp_path / "here").read()
-    there = ImageFolder(image_folder, num_workers=2, cache_dir=tmp_path / "there").read()
+    here = ImageFolder(image_folder, decode_workers=0, cache_dir=tmp_path / "here").read()
+    there = ImageFolder(image_folder, decode_workers=2, cache_dir=tmp_path / "there").read()
     assert torch.equal(torch.get_rng_state(), state)
     for name in ("train", "test"):
         assert torch.equal(here[name].pixels, there[name].pixels)
@@ -275,7 +275,7 @@ def test_an_unreadable_picture_stops_by_default(image_folder: Path) -> None:
         "or set data.on_error=skip to leave out every such picture"
     )
     assert error_of(ImageFolder(image_folder)) == expected
-    assert error_of(ImageFolder(image_folder, num_workers=1)) == expected
+    assert error_of(ImageFolder(image_folder, decode_workers=1)) == expected
     assert [path.name for path in (image_folder / ".litvision").iterdir()] == [".lock"]
 
     ImageFolder(image_folder, on_error="skip").prepare()

@@ -30,6 +30,22 @@ class BestCheckpoint(ModelCheckpoint):
         as_good = torch.le(current, worst) if self.mode == "min" else torch.ge(current, worst)
         return bool(trainer.strategy.reduce_boolean_decision(bool(as_good)))
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget that an earlier epoch was validated."""
+        self._validated = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, where Lightning saves after validation."""
+        self._validated = True
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, but not when the metric is an earlier epoch's, since this one was not validated."""
+        if self._validated or not trainer.enable_validation:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    _validated = False
+
     @property
     def best_epoch(self) -> int | None:
         """The epoch, counted from 0, of the best checkpoint; None before the first."""
@@ -46,6 +62,14 @@ class BestCheckpoint(ModelCheckpoint):
         return {**super().state_dict(), "best_epoch": self._best_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore Lightning's state and the best epoch."""
+        """Restore Lightning's state and the best epoch.
+
+        Also in a new folder, where Lightning would forget the best so far: the first resumed epoch
+        would then pass for the best, however bad. The file in the old folder stays where it is.
+        """
         super().load_state_dict(state_dict)
+        self.best_model_score = state_dict["best_model_score"]
+        self.best_k_models = state_dict["best_k_models"]
+        self.kth_best_model_path = state_dict["kth_best_model_path"]
+        self.kth_value = state_dict["kth_value"]
         self._best_epoch = state_dict.get("best_epoch")

@@ -14,19 +14,26 @@ class LearningRate(L.Callback):
     `trainer.log_every_n_steps` steps.
     """
 
+    def __init__(self) -> None:
+        self._rate = 0.0
+        self._logged = -1
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Log the rate of the step to come, if it changes within an epoch."""
+        self._rate = learning_rate(trainer)
         every = getattr(trainer, "log_every_n_steps", 0)
         by_step = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
-        if by_step and every and trainer.global_step % every == 0:
+        due = bool(every) and trainer.global_step % every == 0
+        if by_step and due and trainer.global_step != self._logged:
+            self._logged = trainer.global_step
             for logger in trainer.loggers:
-                logger.log_metrics({"lr": learning_rate(trainer)}, step=trainer.global_step)
+                logger.log_metrics({"lr": self._rate}, step=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the rate that the epoch ended with, before a plateau schedule lowers it."""
-        pl_module.log("lr", learning_rate(trainer))
+        """Log the rate of the epoch's last step."""
+        pl_module.log("lr", self._rate)
 
 
 def learning_rate(trainer: L.Trainer) -> float:

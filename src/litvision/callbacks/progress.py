@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 
-def epoch_line(trainer: L.Trainer, seconds: float) -> str:
+def epoch_line(trainer: L.Trainer, seconds: float, validated: bool) -> str:
     """Return one line about the epoch that has just ended, from the metrics logged in it."""
     metrics = trainer.callback_metrics
     last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
@@ -23,7 +23,7 @@ def epoch_line(trainer: L.Trainer, seconds: float) -> str:
         ("lr", "{:.4g}"),
         ("images_per_second", "{:.0f} images/s"),
     ):
-        if name in metrics:
+        if name in metrics and (validated or not name.startswith("val/")):
             text = form.format(float(metrics[name]))
             parts.append(text if name == "images_per_second" else f"{name} {text}")
     return "  ".join([*parts, f"{seconds:.1f} s"])
@@ -33,15 +33,21 @@ class _EpochLines:
     """Times each epoch and says its line when it has ended."""
 
     _started = 0.0
+    _validated = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)  # type: ignore[misc]
-        self._started = time.perf_counter()
+        self._started, self._validated = time.perf_counter(), False
+
+    def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
+        super().on_validation_end(trainer, *args)  # type: ignore[misc]
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
         super().on_train_epoch_end(trainer, *args)  # type: ignore[misc]
         if trainer.is_global_zero:
-            self.say(epoch_line(trainer, time.perf_counter() - self._started))
+            seconds = time.perf_counter() - self._started
+            self.say(epoch_line(trainer, seconds, self._validated))
 
     def say(self, line: str) -> None:
         print(line, flush=True)

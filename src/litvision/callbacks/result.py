@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.callbacks import EarlyStopping
 
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 
@@ -19,8 +20,8 @@ class Result(L.Callback):
 
     It holds every final metric by its name (those of validation are the last epoch's),
     `best_<monitor>`, `best_epoch` (counted from 1, as printed), `epochs`, `seconds` (training and
-    validation), `images_per_second` (the median epoch's), `state` ("running", "done" or "failed")
-    with `error`, and `overrides`.
+    validation), `images_per_second` (the median epoch's), `stopped` (why, if early), `state`
+    ("running", "done" or "failed") with `error`, and `overrides`.
 
     Args:
         overrides: what the command line changed, as Hydra lists it.
@@ -62,6 +63,10 @@ class Result(L.Callback):
         if best is not None and best.best_epoch is not None and best.best_model_score is not None:
             self.content["best_epoch"] = best.best_epoch + 1
             self.content[f"best_{best.monitor}"] = float(best.best_model_score)
+        for stopping in (c for c in callbacks if isinstance(c, EarlyStopping)):
+            if stopping.stopped_epoch:
+                reason = f"{stopping.monitor} did not improve for {stopping.patience} epochs"
+                self.content["stopped"] = reason
         self.content["state"] = "done"
         self._write(trainer)
 
@@ -87,14 +92,16 @@ class Result(L.Callback):
                 "best epoch",
                 f"{get('best_epoch')} of {get('epochs')}" if get("best_epoch") else None,
             ),
+            ("stopped early", get("stopped")),
             ("seconds", f"{get('seconds'):.0f}" if get("seconds") is not None else None),
             ("images/s", f"{get('images_per_second'):.0f}" if get("images_per_second") else None),
             ("run", str(run)),
         ]
         lines = [f"{name:<15}{value}" for name, value in rows if value is not None]
-        if self.try_next:
+        commands = [c for c in self.try_next if checkpoint or "{checkpoint}" not in c]
+        if commands:
             lines += ["", "Next, try:"]
-            lines += [f"  {c.format(run=run, checkpoint=checkpoint)}" for c in self.try_next]
+            lines += [f"  {c.format(run=run, checkpoint=checkpoint)}" for c in commands]
         return "\n".join(lines)
 
     def _take(self, trainer: L.Trainer, prefix: str = "") -> None:

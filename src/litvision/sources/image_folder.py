@@ -47,7 +47,7 @@ class ImageFolder:
         image_size: side in pixels to which every picture is brought; see `decode`.
         on_error: what to do with a picture that cannot be read: "raise" stops; "skip" leaves it
             out, logs it, and lists it in `skipped.txt` in the cache.
-        num_workers: processes that decode; None is one a processor, or none for few pictures.
+        decode_workers: processes that decode; None is one a processor, or none for few pictures.
         cache_dir: where to keep what was decoded; None is `root/.litvision`.
     """
 
@@ -56,13 +56,13 @@ class ImageFolder:
         root: str | Path,
         image_size: Annotated[int, Field(ge=1)] = 32,
         on_error: Literal["raise", "skip"] = "raise",
-        num_workers: Annotated[int, Field(ge=0)] | None = None,
+        decode_workers: Annotated[int, Field(ge=0)] | None = None,
         cache_dir: str | Path | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
         self.image_size = image_size
         self.on_error = on_error
-        self.num_workers = num_workers
+        self.decode_workers = decode_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else self.root / ".litvision"
 
     def prepare(self) -> None:
@@ -113,7 +113,7 @@ class ImageFolder:
                 with FileLock(self.cache_dir / ".lock"):
                     for split in splits:
                         if not split.is_cached():  # else another process was here first
-                            split.decode_all(self.on_error, self.num_workers)
+                            split.decode_all(self.on_error, self.decode_workers)
                     _list_skipped(splits, self.cache_dir / "skipped.txt")
             except OSError as error:
                 raise UserError(

@@ -1,0 +1,184 @@
+"""What is tried before a run starts, so that a mistake costs seconds and not an epoch."""
+
+from __future__ import annotations
+
+import logging
+import re
+import typing
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, TypedDict
+
+import torch
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from pydantic import Field
+
+from litvision.classifier import METRICS, ImageClassifier
+from litvision.datamodule import ImageDataModule
+from litvision.errors import UserError
+from litvision.validation import check, check_value
+
+# The config of a clone is its owner's own code and may name any target. A config that came inside
+# a checkpoint may not; see `litvision.checkpoints`.
+ANY = UNSAFE_DISABLE_EXECUTION_CHECKS
+
+
+class Shared(TypedDict):
+    """The plain keys of `conf/train.yaml` and what they take."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    monitor: str
+    mode: Literal["min", "max"]
+    test: bool
+    resume: str | None
+
+
+def check_shared(cfg: DictConfig) -> None:
+    """Check the plain keys of `conf/train.yaml`, which no class takes as they are."""
+    for key, annotation in typing.get_type_hints(Shared, include_extras=True).items():
+        check_value(key, cfg[key], annotation)
+    if cfg.monitor not in METRICS and cfg.model._target_.startswith("litvision."):
+        raise UserError(f"monitor={cfg.monitor!r} does not fit: it takes {' or '.join(METRICS)}.")
+    wrong = {"/acc": "min", "/loss": "max"}
+    if any(cfg.monitor.endswith(end) and cfg.mode == mode for end, mode in wrong.items()):
+        right = "max" if cfg.mode == "min" else "min"
+        raise UserError(
+            f"monitor={cfg.monitor} with mode={cfg.mode} keeps the worst: give mode={right} too."
+        )
+    if "_target_" not in cfg.data:
+        raise UserError("No data set is chosen: give data=<choice>, for example data=shapes.")
+
+
+def check_before_reading(cfg: DictConfig) -> None:
+    """Check every value that can be checked without knowing the data."""
+    trial = cfg.copy()
+    with open_dict(trial):  # what the data will tell
+        trial.num_classes, trial.total_steps = 2, 1000
+    check(trial)
+    try_optimizer(trial)
+
+
+def try_optimizer(cfg: DictConfig) -> None:
+    """Build optimizer and schedule for one number: they know their own ranges."""
+    with parts("optimizer"):
+        optimizer = build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    if cfg.scheduler is None:
+        return
+    written = OmegaConf.to_container(cfg.scheduler, resolve=False)
+    if cfg.total_steps is None and "${total_steps}" in str(written):
+        raise UserError(
+            "scheduler: this schedule needs to know when the run ends: set trainer.max_epochs or "
+            "trainer.max_steps."
+        )
+    try:
+        build(cfg.scheduler)(optimizer)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"scheduler: {' '.join(str(error).split())} (for {cfg.total_steps} steps). Change the "
+            "schedule's options, or trainer.max_epochs or trainer.max_steps."
+        ) from error
+
+
+def same_run(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to resume with options that the checkpoint's state would silently override or break.
+
+    Args:
+        before, now: resolved configs, as plain dicts.
+    """
+    free = {"root", "url", "cache_dir", "on_error", "num_workers", "decode_workers"}
+    free |= {"eval_batch_size", "compile", "channels_last"}
+    for part in ("model", "data", "optimizer", "scheduler"):
+        old, new = flat(before.get(part), part), flat(now.get(part), part)
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key) and key.rpartition(".")[2] not in free:
+                raise UserError(
+                    f"resume: the checkpoint was trained with {key}={old.get(key)}, and this "
+                    f"command says {new.get(key)}: give the same options as then."
+                )
+
+
+def flat(node: Any, prefix: str) -> dict[str, Any]:
+    """Return dotted key -> value of nested dicts."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {k: v for key, child in node.items() for k, v in flat(child, f"{prefix}.{key}").items()}
+
+
+def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> None:
+    """Send one black picture through the network: it knows which sizes it takes.
+
+    Raises:
+        UserError: the network refuses the size, or gives another number of logits than classes.
+    """
+    picture = torch.zeros(1, 3, *datamodule.image_size)
+    try:
+        with torch.inference_mode():
+            logits = classifier.network.eval()(picture)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"model.network refuses a picture of shape {list(picture.shape)}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    classifier.network.train()
+    if logits.shape != (1, len(datamodule.classes)):
+        raise UserError(
+            f"model.network gives {list(logits.shape)} for one picture, not logits of shape "
+            f"[1, {len(datamodule.classes)}]: let it have ${{num_classes}} classes."
+        )
+    classifier.example_input_array = picture  # for the model summary
+
+
+def build(node: DictConfig | None, trust: Any = ANY, **more: Any) -> Any:
+    """Instantiate a node; what it takes as lists and dicts are plain ones, not OmegaConf's.
+
+    Args:
+        node: with a `_target_`, or null.
+        trust: the targets that it may name.
+        more: options to add.
+    """
+    return instantiate(node, _convert_="all", _execution_whitelist_=trust, **more)
+
+
+@contextmanager
+def parts(name: str) -> Iterator[None]:
+    """Turn a value that an object refuses into one line that names the part of the config."""
+    try:
+        yield
+    except (ValueError, MisconfigurationException) as error:
+        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
+
+
+# What Lightning says that means nothing to a user of this project, as patterns of the beginning.
+NOISE = (
+    r"Precision bf16-mixed is not supported by the model summary",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r".*does not have many workers",  # pictures in memory need none
+    r"The number of training batches",  # epochs are logged, not batches
+    r"Experiment logs directory .* exists",  # the run's folder is there before its loggers
+    r"Checkpoint directory .* exists",
+    r"The dirpath has changed",  # BestCheckpoint reloads what this says is not
+    r"Trainer already configured with model summary",
+    r"GPU available: False",
+    r"TPU available",
+    r"\W*Tip: ",
+    r"Restoring states from the checkpoint",
+    r"Loaded model weights from the checkpoint",
+)
+
+
+def settle_logging() -> None:
+    """Let Lightning's messages through once, and leave out those that say nothing here."""
+    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print them too
+    for pattern in NOISE:
+        warnings.filterwarnings("ignore", message=pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logger = logging.getLogger(name)
+        if _means_something not in logger.filters:
+            logger.addFilter(_means_something)
+
+
+def _means_something(record: logging.LogRecord) -> bool:
+    return not any(re.match(pattern, record.getMessage()) for pattern in NOISE)
