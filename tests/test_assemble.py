@@ -92,9 +92,7 @@ def test_a_network_with_another_number_of_classes_is_refused(compose_train: Comp
 
 @pytest.mark.parametrize("scheduler", ["cosine", "one_cycle"])
 def test_a_schedule_needs_an_end(compose_train: Compose, scheduler: str) -> None:
-    with pytest.raises(
-        UserError, match=r"^scheduler: this schedule needs to know when the run ends"
-    ):
+    with pytest.raises(UserError, match=r"^scheduler: this schedule needs to know when"):
         assemble(compose_train(f"scheduler={scheduler}", "trainer.max_epochs=-1"))
 
 
