@@ -17,6 +17,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 import litvision.callbacks.throughput as throughput_module
+from litvision import __version__
 from litvision.batches import Batch
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 from litvision.callbacks.confusion import Confusion
@@ -198,6 +199,7 @@ def test_provenance_says_what_the_run_was_made_of(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "provenance.json").read_text())
     assert content["seed"] == 5
     assert content["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert content["versions"]["litvision"] == __version__
     assert content["hardware"]["precision"] == "32-true"
     assert content["hardware"]["devices"] == 1
     assert "pytest" in content["command"]

@@ -15,6 +15,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from litvision import __version__
+
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 
 
@@ -41,7 +43,7 @@ class Provenance(L.Callback):
             "command": shlex.join([sys.executable, *sys.argv]),
             "seed": self.seed,
             "git": git_state(Path(__file__).parent),
-            "versions": {"python": platform.python_version(), "litvision": _version("litvision")}
+            "versions": {"python": platform.python_version(), "litvision": __version__}
             | {name: _version(name) for name in PACKAGES},
             "hardware": {
                 "platform": platform.platform(),
