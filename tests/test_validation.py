@@ -76,6 +76,11 @@ def test_an_option_that_does_not_exist_names_the_nearest() -> None:
         check(node(_target_="torch.optim.SGD", _partial_=True, momentun=0.9))
 
 
+def test_an_option_like_none_lists_them_all() -> None:
+    with pytest.raises(UserError, match=r"has no option 'xyz'\. It takes params, lr, momentum, "):
+        check(node(_target_="torch.optim.SGD", _partial_=True, xyz=1))
+
+
 def test_options_of_others_are_checked_by_their_own_annotations() -> None:
     check(node(_target_="torch.optim.AdamW", _partial_=True, lr=1, betas=[0.9, 0.99]))
     with pytest.raises(

@@ -66,10 +66,9 @@ def check_node(path: str, node: DictConfig) -> None:
         if key not in options:
             if any_other:
                 continue
-            near = nearest(key, options) or sorted(options)
-            raise UserError(
-                f"{full}: {node._target_} has no option {key!r}. Nearest: {', '.join(near)}."
-            )
+            near = nearest(key, options)
+            hint = f"Nearest: {', '.join(near)}" if near else f"It takes {', '.join(options)}"
+            raise UserError(f"{full}: {node._target_} has no option {key!r}. {hint}.")
         check_value(full, node[key], options[key])
 
 
