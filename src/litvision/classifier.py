@@ -142,13 +142,16 @@ class ImageClassifier(L.LightningModule):
         metrics of the epoch before.
         """
         trainer = self.trainer
-        last = trainer.is_last_batch or trainer.should_stop
-        if last or trainer.global_step == trainer.max_steps:
+        if trainer.is_last_batch or trainer.global_step == trainer.max_steps:
             self._raise_if_not_finite()
-            sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+            sums = trainer.strategy.reduce(self._sums, reduce_op="sum")
             loss, correct, size = sums.tolist()
             for name, value in (("loss", loss / size), ("acc", correct / size)):
                 self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=1)
+
+    def on_train_epoch_end(self) -> None:
+        """Look once more before checkpoints are saved, for an epoch that `max_time` cut short."""
+        self._raise_if_not_finite()
 
     # -------------------------------------------------------------------- validation and test
 
