@@ -86,7 +86,7 @@ def assemble(cfg: DictConfig) -> Run:
     check_shared(cfg)
     choose_precision(cfg)
     check_before_reading(cfg)
-    resume_from = find_checkpoint(cfg.resume)
+    resume_from, resumed_config = find_checkpoint(cfg.resume)
     trainer = build_trainer(cfg)
     datamodule = build_datamodule(cfg.data)
     datamodule.trainer = trainer  # the number of devices decides the number of steps
@@ -103,8 +103,8 @@ def assemble(cfg: DictConfig) -> Run:
         classifier = build(cfg.model, optimizer=optimizer, scheduler=scheduler)
     try_network(classifier, datamodule)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    if resume_from is not None:
-        same_run(checkpoints.read(resume_from, "resume")["litvision"]["config"], resolved)
+    if resumed_config is not None:
+        same_run(resumed_config, resolved)
     classifier.card = card(resolved, datamodule)
     if trainer.is_global_zero:
         folder = Path(cfg.run_dir)
@@ -195,15 +195,18 @@ def card(config: Any, datamodule: ImageDataModule) -> dict[str, Any]:
     }
 
 
-def find_checkpoint(resume: str | None) -> str | None:
-    """Return the checkpoint to resume from: the file, or the last one of a run's folder."""
+def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | None]:
+    """Return the checkpoint to resume from, and the config that it was trained with.
+
+    Args:
+        resume: the file, or a run's folder for the last one in it; None: start afresh.
+    """
     if resume is None:
-        return None
+        return None, None
     path = Path(resume)
     if path.is_dir():
         path = path / "checkpoints" / "last.ckpt"
-    checkpoints.read(path, "resume")
-    return str(path)
+    return str(path), checkpoints.read(path, "resume")["litvision"]["config"]
 
 
 def _from_here(path: str | Path) -> Path:

@@ -23,6 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from litvision.classifier import ImageClassifier
+from litvision.commandline import first_line
 from litvision.errors import UserError
 
 FORMAT = 1
@@ -98,8 +99,9 @@ def rebuild(
         classifier.load_state_dict(content["state_dict"])
     except (HydraException, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} does not give a classifier: {_first_line(error)}. Its weights and its config "
-            "do not belong together, or this version's networks differ from those it was saved by."
+            f"{path} does not give a classifier: {first_line(error).rstrip('.:')}. Its weights and "
+            "its config do not belong together, or this version's networks differ from those it "
+            "was saved by."
         ) from error
     classifier.card = card
     return classifier
@@ -130,8 +132,3 @@ def _targets(config: Any) -> Iterator[str]:
     elif isinstance(config, list):
         for value in config:
             yield from _targets(value)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -71,9 +71,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             try:
                 app()
             except MissingConfigException as error:
-                stop(_missing_option(error, config_name))
+                stop(_missing_option(error))
             except OverrideParseException as error:
-                stop(f"{error.override!r} cannot be read: {_first_line(error)}. {OVERRIDE_HELP}")
+                stop(f"{error.override!r} cannot be read: {first_line(error)}. {OVERRIDE_HELP}")
             except ConfigCompositionException as error:
                 stop(_composition_error(error, config_name))
             except Exception as error:
@@ -135,19 +135,20 @@ def _message_of(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
-    line = _first_line(error)
+    line = first_line(error)
     return f"{key}: {line}" if key and str(key) not in line else line
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text that says anything, else its type's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
-def _missing_option(error: MissingConfigException, config_name: str) -> str:
+def _missing_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if not group or error.options is None:
-        return _first_line(error)
+        return first_line(error)
     options = [o for o in error.options if o != "base"]
     near = nearest(option, options) or options
     return (
@@ -159,12 +160,8 @@ def _missing_option(error: MissingConfigException, config_name: str) -> str:
 def _composition_error(error: ConfigCompositionException, config_name: str) -> str:
     found = re.search(r"Could not override '([^']+)'", str(error))
     if not found:
-        cause = error.__cause__ or error
-        return (
-            f"{_first_line(error)} ({_first_line(cause)})"
-            if error.__cause__
-            else _first_line(error)
-        )
+        cause = error.__cause__
+        return first_line(error) + (f" ({first_line(cause)})" if cause else "")
     key = found.group(1).partition("@")[0]
     near = nearest(key, _valid_keys(config_name, key))
     hint = f"Nearest: {', '.join(near)}." if near else f"Groups: {', '.join(groups())}."

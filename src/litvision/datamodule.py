@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import logging
 from collections.abc import Callable
 from typing import Annotated, Any, Protocol
 
@@ -30,8 +29,6 @@ from litvision.batches import (
     split_stratified,
 )
 from litvision.errors import UserError
-
-log = logging.getLogger(__name__)
 
 
 class Source(Protocol):

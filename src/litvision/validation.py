@@ -17,7 +17,6 @@ from typing import Any
 import annotated_types
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.fields import FieldInfo
 
 from litvision.commandline import nearest
@@ -114,7 +113,7 @@ def check_value(path: str, value: Any, annotation: Any) -> None:
     lax = isinstance(value, list | dict) or (isinstance(value, str) and "Path" in str(annotation))
     try:
         adapter = _adapter(annotation)
-    except (PydanticUserError, PydanticSchemaGenerationError):
+    except PydanticUserError:
         return  # an annotation that says nothing at run time
     try:
         adapter.validate_python(value, strict=not lax)

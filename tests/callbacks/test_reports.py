@@ -125,7 +125,6 @@ def test_the_bar_leaves_a_line_for_each_epoch_above_itself(
         lambda **_: Console(file=terminal, force_terminal=True, width=160),
         raising=False,
     )
-    monkeypatch.setattr("rich.get_console", lambda: Console(file=terminal, width=160))
     monkeypatch.setattr("rich.reconfigure", lambda **_: None)
     fit(tmp_path, progress("bar", refresh_rate=1))
     text = terminal.getvalue()

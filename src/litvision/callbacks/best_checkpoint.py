@@ -9,8 +9,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from litvision.callbacks.validated import Validated
 
-class BestCheckpoint(ModelCheckpoint):
+
+class BestCheckpoint(Validated, ModelCheckpoint):
     """Lightning's `ModelCheckpoint`, but an equal metric is saved too and a NaN never is.
 
     Of equally good epochs the later is kept: it has seen more, and "save whenever the loss does not
@@ -30,21 +32,10 @@ class BestCheckpoint(ModelCheckpoint):
         as_good = torch.le(current, worst) if self.mode == "min" else torch.ge(current, worst)
         return bool(trainer.strategy.reduce_boolean_decision(bool(as_good)))
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget that an earlier epoch was validated."""
-        self._validated = False
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save, where Lightning saves after validation."""
-        self._validated = True
-        super().on_validation_end(trainer, pl_module)
-
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save, but not when the metric is an earlier epoch's, since this one was not validated."""
-        if self._validated or not trainer.enable_validation:
+        if self.validated or not trainer.enable_validation:
             super().on_train_epoch_end(trainer, pl_module)
-
-    _validated = False
 
     @property
     def best_epoch(self) -> int | None:

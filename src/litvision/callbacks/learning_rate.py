@@ -22,7 +22,7 @@ class LearningRate(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Log the rate of the step to come, if it changes within an epoch."""
-        self._rate = learning_rate(trainer)
+        self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
         every = getattr(trainer, "log_every_n_steps", 0)
         by_step = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
         due = bool(every) and trainer.global_step % every == 0
@@ -34,8 +34,3 @@ class LearningRate(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the rate of the epoch's last step."""
         pl_module.log("lr", self._rate)
-
-
-def learning_rate(trainer: L.Trainer) -> float:
-    """Return the learning rate of the first optimizer's first parameter group."""
-    return float(trainer.optimizers[0].param_groups[0]["lr"])

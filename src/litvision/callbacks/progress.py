@@ -9,6 +9,8 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
+from litvision.callbacks.validated import Validated
+
 
 def epoch_line(trainer: L.Trainer, seconds: float, validated: bool) -> str:
     """Return one line about the epoch that has just ended, from the metrics logged in it."""
@@ -29,25 +31,20 @@ def epoch_line(trainer: L.Trainer, seconds: float, validated: bool) -> str:
     return "  ".join([*parts, f"{seconds:.1f} s"])
 
 
-class _EpochLines:
+class _EpochLines(Validated):
     """Times each epoch and says its line when it has ended."""
 
     _started = 0.0
-    _validated = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        super().on_train_epoch_start(trainer, *args)  # type: ignore[misc]
-        self._started, self._validated = time.perf_counter(), False
-
-    def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
-        super().on_validation_end(trainer, *args)  # type: ignore[misc]
-        self._validated = True
+        super().on_train_epoch_start(trainer, *args)
+        self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
         super().on_train_epoch_end(trainer, *args)  # type: ignore[misc]
         if trainer.is_global_zero:
             seconds = time.perf_counter() - self._started
-            self.say(epoch_line(trainer, seconds, self._validated))
+            self.say(epoch_line(trainer, seconds, self.validated))
 
     def say(self, line: str) -> None:
         print(line, flush=True)

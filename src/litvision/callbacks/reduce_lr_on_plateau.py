@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from pydantic import Field
 from torch.optim import lr_scheduler
 
+from litvision.callbacks.validated import Validated
 from litvision.errors import UserError
 
 
@@ -20,7 +21,7 @@ class _PlateauSchedule(lr_scheduler.ReduceLROnPlateau):
         return a <= best if self.mode == "min" else a >= best
 
 
-class ReduceLROnPlateau(L.Callback):
+class ReduceLROnPlateau(Validated, L.Callback):
     """Multiply the learning rate by `factor` after `patience` epochs in a row without improvement.
 
     Beside early stopping and checkpointing, since the three watch the same number. It wraps torch's
@@ -57,7 +58,6 @@ class ReduceLROnPlateau(L.Callback):
             "min_lr": min_lr,
         }
         self.schedule: _PlateauSchedule | None = None
-        self._validated = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Register the schedule with the trainer."""
@@ -78,15 +78,10 @@ class ReduceLROnPlateau(L.Callback):
             )
         )
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that this epoch has metrics of its own."""
-        self._validated = not trainer.sanity_checking
-
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare this epoch with the best, if it was validated: else its metrics are old ones."""
-        if trainer.enable_validation and not self._validated:
+        if trainer.enable_validation and not self.validated:
             return
-        self._validated = False
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
             raise UserError(
