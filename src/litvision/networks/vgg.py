@@ -9,6 +9,8 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from litvision.networks.convolution import Conv2d
+
 SMALLEST_SIDE = 32  # five poolings halve it to 1
 
 # Output channels of each convolution; a max-pooling ends each stage.
@@ -86,7 +88,7 @@ def conv_block(in_channels: int, channels: int) -> list[nn.Module]:
     A flat list, not a module: nesting would change torchvision's indices in `features`.
     """
     return [
-        nn.Conv2d(in_channels, channels, kernel_size=3, padding=1),
+        Conv2d(in_channels, channels, kernel_size=3, padding=1),
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
     ]

@@ -1,0 +1,165 @@
+"""A convolution that small maps pass through as matrix products, where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.amp import custom_bwd, custom_fwd
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
+
+# Output positions up to which the products win: measured, see docs/performance.md.
+SMALL_MAP = 16
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d`, faster in bfloat16 on a processor where the maps are small.
+
+    oneDNN, which convolves on processors, reaches the speed of its own matrix product on large
+    maps, but two thirds of it at 4x4 and a quarter at 2x2, where the last stages of a network for
+    CIFAR spend a third of their time. There, the window under each output position becomes a row
+    of a matrix (im2col; Chellapilla et al. 2006, "High performance convolutional neural networks
+    for document processing"), and rows of zeros above and below the map are left out. The
+    parameters are those of `nn.Conv2d`, the sums the same but for their order; every other input,
+    float32 among them, takes torch's own way.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `[N, in_channels, H, W]` to `[N, out_channels, H', W']`."""
+        if not self._by_products(x):
+            return super().forward(x)
+        return _ByProducts.apply(x, self.weight, self.bias, self.stride[0], self.padding[0])
+
+    def _by_products(self, x: Tensor) -> bool:
+        """Say whether `x` is one of the inputs that are faster as matrix products."""
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
+            return False
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else self.weight.dtype
+        plain = self.groups == 1 and self.padding_mode == "zeros" and self.dilation == (1, 1)
+        if dtype != torch.bfloat16 or not plain or isinstance(self.padding, str):
+            return False
+        (size, width), (stride, across), padding = self.kernel_size, self.stride, self.padding
+        if size != width or stride != across or padding[0] != padding[1] or padding[0] >= size:
+            return False
+        rows, columns = (_positions(side, size, stride, padding[0]) for side in x.shape[2:])
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return size > 1 and channels_last and 0 < rows * columns <= SMALL_MAP
+
+
+class _ByProducts(torch.autograd.Function):
+    """The convolution and both its gradients, in bfloat16 and channels-last."""
+
+    @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
+        taps = weight.permute(0, 2, 3, 1).flatten(1).t()  # a view if weights are channels-last
+        return _convolve(x, taps, bias, weight.shape[2], stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    @custom_bwd(device_type="cpu")
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        size, stride, padding = weight.shape[2], ctx.stride, ctx.padding
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0] and stride == 1:
+            # What a convolution did is undone in direction by the kernel turned by half a turn.
+            turned = weight.permute(2, 3, 0, 1).flip(0, 1).flatten(0, 2)
+            grad_x = _convolve(grad, turned, None, size, 1, size - 1 - padding)
+        elif ctx.needs_input_grad[0]:
+            grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(x, grad, size, stride, padding)
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3), dtype=torch.float32)
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def _convolve(
+    x: Tensor, taps: Tensor, bias: Tensor | None, size: int, stride: int, padding: int
+) -> Tensor:
+    """Convolve `[N, C, H, W]` with `taps`, `[size * size * C, C']`, to `[N, C', H', W']`."""
+    parts = []
+    for rows, used, windows in _groups(x, size, stride, padding):
+        flat = windows @ taps[used] if bias is None else torch.addmm(bias, windows, taps[used])
+        parts.append(flat.unflatten(0, (len(x), rows.stop - rows.start, -1)))
+    return torch.cat(parts, dim=1).permute(0, 3, 1, 2)
+
+
+def _groups(
+    x: Tensor, size: int, stride: int, padding: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Gather the windows of all output rows that reach equally far over the map's edge.
+
+    Args:
+        x: `[N, C, H, W]`, channels-last in memory.
+        size, stride, padding: of the convolution, in pixels.
+
+    Yields:
+        For each group of output rows: the rows; which of a window's `size * size * C` values (by
+        row, column, channel) lie inside the map's height; and those values of every window,
+        `[N * rows * W', values]`.
+    """
+    n, c, h, w = x.shape
+    columns = _positions(w, size, stride, padding)
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding))
+    picture, down, right, channel = padded.stride()
+
+    def inside(row: int) -> tuple[int, int]:
+        top = row * stride - padding
+        return max(-top, 0), min(size, h - top)
+
+    for (first, last), members in groupby(range(_positions(h, size, stride, padding)), inside):
+        rows = list(members)
+        windows = padded.as_strided(
+            (n, len(rows), columns, last - first, size, c),
+            (picture, down * stride, right * stride, down, right, channel),
+            (rows[0] * stride - padding + first) * down,
+        )
+        yield (
+            slice(rows[0], rows[-1] + 1),
+            slice(first * size * c, last * size * c),
+            (windows.reshape(n * len(rows) * columns, (last - first) * size * c)),
+        )
+
+
+def _weight_gradient(x: Tensor, grad: Tensor, size: int, stride: int, padding: int) -> Tensor:
+    """Return the gradient of the weights, float32 `[C', C, size, size]`.
+
+    One product for each row of the kernel: it sums over all places where that row lies inside the
+    map, so that no sums of parts are rounded. The maps' rows come first in memory here, which
+    makes the rows that take part one block.
+    """
+    n, c, h, _ = x.shape
+    outputs, rows, columns = grad.shape[1:]
+    padded = F.pad(x.permute(2, 0, 3, 1), (0, 0, padding, padding))
+    down, picture, right, channel = padded.stride()
+    shape, strides = (h, n, columns, size, c), (down, picture, right * stride, right, channel)
+    windows = padded.as_strided(shape, strides).reshape(h, n, columns, size * c)  # one row high
+    answers = grad.permute(2, 0, 3, 1).contiguous()
+    taps = torch.empty(outputs, size, size * c)
+    for row in range(size):
+        met = [r for r in range(rows) if 0 <= r * stride - padding + row < h]
+        if not met:
+            taps[:, row] = 0
+            continue
+        top, bottom = (r * stride - padding + row for r in (met[0], met[-1]))
+        inside = windows[top : bottom + 1 : stride].flatten(0, 2)
+        taps[:, row] = answers[met[0] : met[-1] + 1].flatten(0, 2).t() @ inside
+    return taps.unflatten(2, (size, c)).permute(0, 3, 1, 2)
+
+
+def _positions(side: int, size: int, stride: int, padding: int) -> int:
+    """Return how many places a kernel of `size` has along a `side`."""
+    return (side + 2 * padding - size) // stride + 1

@@ -1,0 +1,129 @@
+"""The convolution by matrix products equals torch's, and is used only where it is meant to be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from litvision.networks.convolution import Conv2d
+
+SHAPES = [
+    # height, width, kernel size, stride, padding
+    (4, 4, 3, 1, 1),
+    (2, 2, 3, 1, 1),
+    (1, 1, 3, 1, 1),
+    (2, 5, 3, 1, 1),
+    (8, 8, 3, 2, 1),
+    (7, 3, 3, 2, 1),
+    (4, 4, 2, 2, 0),
+    (5, 5, 3, 1, 0),
+    (3, 3, 5, 1, 2),
+    (1, 4, 5, 1, 2),
+    (6, 6, 3, 3, 2),
+]
+
+
+def pass_through(layer: nn.Conv2d, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """Return output and gradients in bfloat16 and channels-last, as training runs it."""
+    layer = layer.to(memory_format=torch.channels_last)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    y.backward(grad.to(y.dtype))
+    found = {"output": y.detach(), "input": x.grad, "weight": layer.weight.grad}
+    return found if layer.bias is None else found | {"bias": layer.bias.grad}
+
+
+def exact(layer: nn.Conv2d, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """The same in float64."""
+    weight = layer.weight.detach().double().requires_grad_()
+    bias = None if layer.bias is None else layer.bias.detach().double().requires_grad_()
+    x = x.double().requires_grad_()
+    y = F.conv2d(x, weight, bias, layer.stride, layer.padding)
+    y.backward(grad.double())
+    found = {"output": y.detach(), "input": x.grad, "weight": weight.grad}
+    return found if bias is None else found | {"bias": bias.grad}
+
+
+def layers(*arguments: Any, **options: Any) -> tuple[Conv2d, nn.Conv2d]:
+    ours, torchs = Conv2d(*arguments, **options), nn.Conv2d(*arguments, **options)
+    torchs.load_state_dict(ours.state_dict())
+    return ours, torchs
+
+
+def by_products(layer: Conv2d, x: Tensor) -> bool:
+    """Say whether a layer goes its own way, from what autograd has noted."""
+    y = layer(x.requires_grad_())
+    return "_ByProducts" in str(y.grad_fn)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("height", "width", "size", "stride", "padding"), SHAPES)
+def test_whole_numbers_come_out_exactly(
+    height: int, width: int, size: int, stride: int, padding: int, bias: bool
+) -> None:
+    """bfloat16 holds whole numbers up to 256, so that any order of summing gives the same."""
+    random = torch.Generator().manual_seed(0)
+    layer = Conv2d(4, 6, size, stride, padding, bias=bias)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randint(-1, 2, parameter.shape, generator=random))
+    x = torch.randint(-1, 2, (3, 4, height, width), generator=random).float()
+    shape = F.conv2d(x, layer.weight, None, stride, padding).shape
+    grad = torch.randint(-1, 2, shape, generator=random).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert by_products(layer, x.clone().to(memory_format=torch.channels_last))
+    expected = exact(layer, x, grad)
+    for name, found in pass_through(layer, x, grad).items():
+        assert torch.equal(found.double(), expected[name]), name
+
+
+@pytest.mark.parametrize(("channels", "side", "stride"), [(64, 4, 1), (96, 2, 1), (64, 8, 2)])
+def test_it_is_as_near_to_the_truth_as_torchs(channels: int, side: int, stride: int) -> None:
+    torch.manual_seed(0)
+    ours, torchs = layers(channels, channels, 3, stride, 1, bias=False)
+    x = torch.randn(32, channels, side, side)
+    grad = torch.randn(32, channels, side // stride, side // stride)
+    truth = exact(ours, x, grad)
+    expected = pass_through(torchs, x.clone(), grad)
+    for name, found in pass_through(ours, x.clone(), grad).items():
+        error = (found.double() - truth[name]).norm() / truth[name].norm()
+        torchs_error = (expected[name].double() - truth[name]).norm() / truth[name].norm()
+        assert error < 1.1 * torchs_error + 1e-4, name
+        assert found.dtype == expected[name].dtype
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_only_inputs_that_gain_take_the_way_by_products() -> None:
+    small = torch.randn(2, 4, 4, 4).to(memory_format=torch.channels_last)
+    large = torch.randn(2, 4, 16, 16).to(memory_format=torch.channels_last)
+    plain = Conv2d(4, 4, 3, padding=1)
+    assert not by_products(plain, small)  # float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert by_products(plain, small)
+        assert not by_products(plain, large)
+        assert not by_products(plain, small.clone(memory_format=torch.contiguous_format))
+        assert not by_products(Conv2d(4, 4, 1), small)
+        assert not by_products(Conv2d(4, 4, 3, padding=1, groups=2), small)
+        assert not by_products(Conv2d(4, 4, 3, padding=2, dilation=2), small)
+        assert not by_products(Conv2d(4, 4, (3, 1)), small)
+        assert not by_products(Conv2d(4, 4, 3, padding="same"), small)
+        assert not by_products(Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), small)
+    assert by_products(Conv2d(4, 4, 3, padding=1).bfloat16(), small.detach().bfloat16())
+
+
+def test_in_float32_it_is_torchs_own_to_the_bit() -> None:
+    torch.manual_seed(0)
+    ours, torchs = layers(8, 8, 3, 1, 1)
+    x = torch.randn(4, 8, 4, 4)
+    assert torch.equal(ours(x), torchs(x))
+
+
+def test_a_kernel_too_large_for_the_map_is_refused_as_torch_refuses_it() -> None:
+    x = torch.randn(1, 4, 2, 2).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="Kernel size"):
+        Conv2d(4, 4, 3)(x)
