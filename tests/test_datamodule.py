@@ -58,6 +58,12 @@ def numbers(made: ImageDataModule, name: str) -> set[int]:
     return {int(subset[k][0][0, 0, 0]) for k in range(len(subset))}
 
 
+def trainer(world_size: int = 1, rank: int = 0, device: str = "cpu") -> Any:
+    """What the data module asks of a trainer."""
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    return SimpleNamespace(world_size=world_size, global_rank=rank, strategy=strategy)
+
+
 def test_validation_is_taken_from_training_and_never_from_test() -> None:
     made = datamodule(val_fraction=0.2)
     train, val, test = (numbers(made, name) for name in ("train", "val", "test"))
@@ -139,7 +145,7 @@ def test_devices_together_see_what_one_device_sees() -> None:
     alone = epoch(made, 1)
     parts = []
     for rank in range(2):
-        made.trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        made.trainer = trainer(world_size=2, rank=rank)
         parts.append(epoch(made, 1))
     assert len(alone) == len(parts[0]) == len(parts[1])
     for whole, even, odd in zip(alone, *parts, strict=True):
@@ -149,11 +155,48 @@ def test_devices_together_see_what_one_device_sees() -> None:
 
 def test_more_devices_than_pictures_in_a_step_is_refused() -> None:
     made = datamodule(batch_size=2)
-    made.trainer = SimpleNamespace(world_size=4, global_rank=0)
+    made.trainer = trainer(world_size=4)
     with pytest.raises(
         UserError, match=r"4 devices need at least 4 pictures a step: data\.batch_size"
     ):
         made.train_dataloader()
+
+
+def test_on_a_device_of_their_own_the_pictures_lie_there_once_for_all_splits() -> None:
+    made = datamodule(on_device=True)
+    made.trainer = trainer(device="meta")  # a device without storage: all have one
+    train, val = made.train_dataloader().dataset, made.val_dataloader().dataset
+    assert train.images.pixels.device.type == "meta"
+    assert train.images is val.images
+    assert made.subsets["train"].images.pixels.device.type == "cpu"
+    batch = next(iter(made.train_dataloader()))
+    assert (batch.images.device.type, batch.labels.device.type) == ("meta", "meta")
+    assert batch.images.shape[1:] == (8, 8, 3)
+
+
+def test_by_itself_it_puts_pictures_on_a_gpu_where_they_fill_little_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def device(free: int, **options: Any) -> str:
+        moved: list[str] = []
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+        monkeypatch.setattr(Images, "to", lambda images, device: moved.append(device.type))
+        made = datamodule(**options)
+        made.trainer = trainer(device="cuda")
+        placed = made._placed(made.subsets["train"])
+        return moved[0] if moved else placed.images.pixels.device.type
+
+    size = 60 * 8 * 8 * 3
+    assert device(free=4 * size) == "cuda"
+    assert device(free=4 * size - 1) == "cpu"
+    assert device(free=4 * size, num_workers=1) == "cpu"
+    assert device(free=4 * size, on_device=False) == "cpu"
+    assert device(free=0, on_device=True) == "cuda"
+
+
+def test_pictures_on_a_gpu_exclude_loader_processes() -> None:
+    with pytest.raises(UserError, match=r"data\.on_device=true and data\.num_workers=2 exclude"):
+        datamodule(on_device=True, num_workers=2)
 
 
 def test_validation_and_test_are_normalised_but_not_augmented() -> None:

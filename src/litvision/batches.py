@@ -8,7 +8,7 @@ processes or devices.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -53,6 +53,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device) -> Images:
+        """Return the same pictures and labels in the memory of `device`."""
+        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
+
 
 class Plan(NamedTuple):
     """Which pictures one device sees in one step, and the random numbers for augmenting them.
@@ -73,8 +77,8 @@ class Batch(NamedTuple):
     """One step's pictures on one device.
 
     Attributes:
-        images: uint8 `[B, H, W, C]` from the loader; float32 `[B, C, H, W]`, augmented and
-            normalised, once on the device.
+        images: uint8 `[B, H, W, C]` from the loader, in the memory that the data set lies in;
+            float32 `[B, C, H, W]`, augmented and normalised, once on the device.
         labels: int64 `[B]`.
         draws, share: as in `Plan`.
     """
@@ -192,7 +196,7 @@ class Subset(Dataset[tuple[Tensor, int]]):
         return len(self.indices)
 
     def __getitems__(self, plan: Plan) -> Batch:
-        rows = self.indices[torch.from_numpy(plan.indices)]
+        rows = self.indices[torch.from_numpy(plan.indices)].to(self.images.pixels.device)
         return Batch(
             self.images.pixels.index_select(0, rows),
             self.images.labels.index_select(0, rows),
@@ -247,13 +251,13 @@ def crop(pixels: Tensor, rows: Tensor, columns: Tensor, padding: int, mode: Padd
     else:
         padded = pixels.index_select(1, _reflection(h, padding, pixels.device))
         padded = padded.index_select(2, _reflection(w, padding, pixels.device))
-    # Every window of every picture as one view, without a copy: [B, window row, window column, …].
-    up, left, channel = padded.stride()[1:]
-    shifts = 2 * padding + 1
-    windows = padded.as_strided(
-        (b, shifts, shifts, h, w, c), (padded.stride(0), up, left, up, left, channel)
-    )
-    return windows[torch.arange(b, device=pixels.device), rows, columns]
+    # Every window of every picture as one view, numbered by where it begins in memory: taking one
+    # of them is then a copy of whole rows, where one index a dimension would copy byte by byte.
+    height, width = padded.shape[1:3]
+    begins = (b - 1) * height * width + 2 * padding * (width + 1) + 1
+    windows = padded.as_strided((begins, h, w * c), (c, width * c, 1))
+    picture = torch.arange(b, device=pixels.device) * (height * width)
+    return windows.index_select(0, picture + rows * width + columns).view(b, h, w, c)
 
 
 def _reflection(size: int, padding: int, device: torch.device) -> Tensor:
@@ -268,7 +272,9 @@ def _reflection(size: int, padding: int, device: torch.device) -> Tensor:
 
 def flip(pixels: Tensor, mirrored: Tensor) -> Tensor:
     """Mirror the pictures, `[B, H, W, C]`, for which `mirrored`, bool `[B]`, is true."""
-    return torch.where(mirrored[:, None, None, None], pixels.flip(2), pixels)
+    both = torch.cat((pixels, pixels.flip(2)))  # choosing by picture copies, by byte computes
+    picture = torch.arange(len(pixels), device=pixels.device)
+    return both.index_select(0, picture + len(pixels) * mirrored)
 
 
 def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:
@@ -299,8 +305,11 @@ def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     Returns:
         float32 `[B, C, H, W]`, channels-last in memory.
     """
-    scale = 1 / (255 * std)
-    return torch.addcmul(-mean / std, pixels.float(), scale).permute(0, 3, 1, 2)
+    b, h, w, c = pixels.shape
+    # A row's values at once: one pixel's three are too few for a processor's vector instructions.
+    scale, shift = (1 / (255 * std)).repeat(w), (-mean / std).repeat(w)
+    rows = torch.addcmul(shift, pixels.reshape(b, h, w * c).float(), scale)
+    return rows.view(b, h, w, c).permute(0, 3, 1, 2)
 
 
 def channel_statistics(images: Images, rows: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import lightning as L
 import torch
@@ -61,6 +61,9 @@ class ImageDataModule(L.LightningDataModule):
             measured on the pictures that are trained on.
         num_workers: loader processes; 0, indexing in this process, is fastest for pictures in
             memory. The data are the same for any number.
+        on_device: keep the pictures in the memory of the GPU that trains, so that only the numbers
+            of a batch's pictures travel; "auto": on CUDA, where they fill at most a quarter of what
+            is free and `num_workers` is 0.
         seed: what split, order and augmentation are drawn from.
         options: passed on to `source`.
     """
@@ -81,6 +84,7 @@ class ImageDataModule(L.LightningDataModule):
         mean: list[float] | None = None,
         std: list[Annotated[float, Field(gt=0)]] | None = None,
         num_workers: Annotated[int, Field(ge=0)] = 0,
+        on_device: bool | Literal["auto"] = "auto",
         seed: Annotated[int, Field(ge=0)] = 0,
         **options: Any,
     ) -> None:
@@ -98,9 +102,16 @@ class ImageDataModule(L.LightningDataModule):
         self.mean = mean
         self.std = std
         self.num_workers = num_workers
+        self.on_device = on_device
         self.seed = seed
         self.test_split = "test"
         self.subsets: dict[str, Subset] = {}
+        self._on_device: dict[int, Images] = {}  # by the address of their pixels in main memory
+        if on_device is True and num_workers:
+            raise UserError(
+                f"data.on_device=true and data.num_workers={num_workers} exclude each other: other "
+                "processes cannot read this one's GPU memory. Give data.num_workers=0."
+            )
 
     def prepare_data(self) -> None:
         """Let the source download or decode what it has not yet."""
@@ -230,14 +241,30 @@ class ImageDataModule(L.LightningDataModule):
     def _loader(self, name: str, training: bool = False) -> DataLoader:
         plans: Any = self._plans(name, training)  # torch annotates batches as lists of indices
         collate: Any = _whole_batch
+        subset = self._placed(self.subsets[name])
         return DataLoader(
-            self.subsets[name],
+            subset,
             batch_sampler=plans,
             num_workers=self.num_workers,
             collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and subset.images.pixels.device.type == "cpu",
             persistent_workers=self.num_workers > 0,
         )
+
+    def _placed(self, subset: Subset) -> Subset:
+        """Return the subset with its pictures where `on_device` wants them, one copy for all."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        pixels, wanted = subset.images.pixels, self.on_device
+        key = pixels.data_ptr()
+        if wanted == "auto":
+            room = device.type == "cuda" and torch.cuda.mem_get_info(device)[0]
+            fits = key in self._on_device or 4 * pixels.nbytes <= room
+            wanted = device.type == "cuda" and self.num_workers == 0 and fits
+        if not wanted or device.type == "cpu":
+            return subset
+        if key not in self._on_device:
+            self._on_device[key] = subset.images.to(device)
+        return Subset(self._on_device[key], subset.indices)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment a training batch and normalise any batch, where it now lies."""
