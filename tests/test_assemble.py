@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.profilers import SimpleProfiler
 from omegaconf import OmegaConf
 
 from conftest import Compose
@@ -32,6 +33,16 @@ def test_assemble_builds_what_the_config_says_and_saves_it_resolved(compose_trai
     assert card["config"] == OmegaConf.to_container(saved)
     assert card["classes"] == list(run.datamodule.classes)
     assert card["image_size"] == [32, 32]
+
+
+def test_a_profiler_that_is_asked_for_is_kept_and_none_costs_nothing(
+    compose_train: Compose,
+) -> None:
+    without = assemble(compose_train()).trainer.profiler
+    assert without.profile("a") is without.profile("b")
+    assert without.summary() == ""
+    asked = assemble(compose_train("debug=profile")).trainer.profiler
+    assert isinstance(asked, SimpleProfiler)
 
 
 def test_initial_weights_depend_on_the_seed_alone(compose_train: Compose) -> None:

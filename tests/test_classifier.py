@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from litvision.batches import Batch
 from litvision.classifier import ImageClassifier, NonFiniteLossError
+from litvision.errors import UserError
 from tiny import TinyNet
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -151,14 +153,17 @@ def test_memory_layout_is_the_one_asked_for(tmp_path: Path, wanted: bool) -> Non
     assert network.conv.weight.is_contiguous(memory_format=torch.channels_last) is wanted
 
 
-def test_compile_keeps_names_and_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: asked.append(self))
-    classifier = ImageClassifier(TinyNet(4), SGD, compile=True)
+@pytest.mark.parametrize(("option", "mode"), [(True, None), ("reduce-overhead", "reduce-overhead")])
+def test_compile_keeps_names_and_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: Any, mode: str | None
+) -> None:
+    asked: list[tuple[nn.Module, str | None]] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, mode: asked.append((self, mode)))
+    classifier = ImageClassifier(TinyNet(4), SGD, compile=option)
     names = list(classifier.state_dict())
     run = trainer(tmp_path)
     run.fit(classifier, loader(batches([4])))
-    assert asked == [classifier.network]
+    assert asked == [(classifier.network, mode)]
     assert list(classifier.state_dict()) == names
     run.test(classifier, loader(batches([4])), verbose=False)
     assert len(asked) == 1  # testing alone does not pay for compiling
@@ -210,6 +215,54 @@ def test_on_a_gpu_the_first_bad_batch_is_named_when_it_is_looked_up(tmp_path: Pa
         NonFiniteLossError, match=r"step 1, batch 1 of that epoch, learning rate 0\.05"
     ):
         run.fit(Deferred(Explodes(2), SGD, halve), data, loader(batches([4])))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_clipping_limits_the_update_whatever_the_optimizer(
+    tmp_path: Path, precision: str, fused: bool
+) -> None:
+    torch.manual_seed(0)
+    network = TinyNet(4)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    options = {"precision": precision, "gradient_clip_val": 1e-3}
+    optimizer = partial(torch.optim.SGD, lr=1.0, fused=fused)
+    fit = trainer(tmp_path, limit_train_batches=1, **options)
+    fit.fit(ImageClassifier(network, optimizer), loader(batches([8])))
+    moved = [(a.detach() - b).norm() for a, b in zip(network.parameters(), before, strict=True)]
+    assert float(torch.stack(moved).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_fused_optimizer_cannot_be_clipped_under_a_gradient_scaler() -> None:
+    classifier = ImageClassifier(TinyNet(4))
+    plugin = SimpleNamespace(scaler=object(), precision="16-mixed")
+    classifier._trainer = SimpleNamespace(precision_plugin=plugin)
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1, fused=True)
+    with pytest.raises(UserError, match=r"precision=16-mixed .* give optimizer\.fused=false"):
+        classifier.configure_gradient_clipping(optimizer, 1.0, "norm")
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluation_runs_as_training_does_but_keeps_nothing_for_gradients(
+    tmp_path: Path, split: str
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    class Notes(TinyNet):
+        def forward(self, images: Tensor) -> Tensor:
+            layout = images.is_contiguous(memory_format=torch.channels_last)
+            dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+            seen.append((torch.is_inference_mode_enabled(), self.training, dtype, layout))
+            return super().forward(images)
+
+    run = trainer(tmp_path, precision="bf16-mixed")
+    classifier = ImageClassifier(Notes(4), SGD, channels_last=True)
+    run.fit(classifier, loader(batches([8])))
+    (run.validate if split == "val" else run.test)(classifier, loader(batches([8])), verbose=False)
+    assert seen == [
+        (False, True, torch.bfloat16, True),
+        (True, False, torch.bfloat16, True),
+    ]
 
 
 def test_training_without_an_optimizer_is_a_programming_error(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from litvision.commandline import CONF, groups
+from litvision.preflight import build
 from litvision.validation import check
 
 CHOICES = [
@@ -68,6 +70,7 @@ def test_the_seed_recipe_to_the_letter(model: str) -> None:
         "momentum": 0.9,
         "weight_decay": 5e-4,
         "nesterov": False,
+        "fused": True,
     }
     assert cfg["data"]["batch_size"] == 128
     assert cfg["trainer"]["max_epochs"] == 250
@@ -101,3 +104,18 @@ def test_monitor_and_mode_are_written_once() -> None:
     callbacks = plain(composed("monitor=val/acc", "mode=max"))["callbacks"]
     for name in ("reduce_lr_on_plateau", "early_stopping", "best_checkpoint"):
         assert (callbacks[name]["monitor"], callbacks[name]["mode"]) == ("val/acc", "max")
+
+
+@pytest.mark.parametrize("choice", [c.stem for c in (CONF / "optimizer").glob("*.yaml")])
+def test_a_fused_optimizer_makes_the_update_of_the_one_that_it_replaces(choice: str) -> None:
+    node = composed(f"optimizer={choice}").optimizer
+    assert node.fused is True
+    after = []
+    for fused in (True, False):
+        weights = torch.linspace(-1, 1, 50).requires_grad_()
+        optimizer = build(node, fused=fused)([weights])
+        for step in range(5):
+            weights.grad = torch.sin(torch.arange(50.0) + step)
+            optimizer.step()
+        after.append(weights.detach())
+    torch.testing.assert_close(*after)

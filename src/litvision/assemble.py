@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import litvision
@@ -84,7 +86,7 @@ def assemble(cfg: DictConfig) -> Run:
     """
     settle_logging()
     check_shared(cfg)
-    choose_precision(cfg)
+    use_hardware(cfg)
     check_before_reading(cfg)
     resume_from, resumed_config = find_checkpoint(cfg.resume)
     trainer = build_trainer(cfg)
@@ -119,10 +121,13 @@ def assemble(cfg: DictConfig) -> Run:
     return Run(cfg, datamodule, classifier, trainer, resume_from)
 
 
-def choose_precision(cfg: DictConfig) -> None:
-    """Replace `trainer.precision=auto` by the name of what this machine does fastest."""
-    if hardware.accelerator(str(cfg.trainer.accelerator)) == "cuda":
+def use_hardware(cfg: DictConfig) -> None:
+    """Prepare torch for the device, and replace `trainer.precision=auto` by what is fastest."""
+    device = hardware.accelerator(str(cfg.trainer.accelerator))
+    if device == "cuda":
         torch.set_float32_matmul_precision("high")  # what is left in float32 may use TF32
+    elif device == "cpu":
+        hardware.keep_freed_memory()
     if cfg.trainer.get("precision") == "auto":
         cfg.trainer.precision = hardware.precision(str(cfg.trainer.accelerator))
 
@@ -138,6 +143,8 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     }
     with parts("trainer"):
         trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers or False, **options)
+    if isinstance(trainer.profiler, PassThroughProfiler):
+        trainer.profiler = _NoProfiler()
     sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if sweeping and trainer.world_size > 1:
         raise UserError(
@@ -145,6 +152,19 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
             "sweep. Give trainer.devices=1, or start the runs one by one."
         )
     return trainer
+
+
+class _NoProfiler(PassThroughProfiler):
+    """What Lightning uses where no profiler is wanted, but without a generator at every hook.
+
+    Each hook of each callback opens a profiling context, more than 80 a step.
+    """
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        """Return a context that does nothing, always the same one."""
+        return self._nothing
 
 
 def build_all(cfg: DictConfig, group: str) -> list[Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -43,7 +46,8 @@ class ImageClassifier(L.LightningModule):
         decay_norm_and_bias: whether weight decay also shrinks biases and the gains of norm layers;
             without it, only weights with two or more dimensions are decayed.
         channels_last: channels-last memory for pictures and weights; "auto": where it is faster.
-        compile: compile the network with TorchInductor before training.
+        compile: compile the network with TorchInductor before training; or the name of one of its
+            modes: "reduce-overhead" replays a step's kernels as one CUDA graph.
     """
 
     # What a checkpoint says about itself, so that it can be used from its path alone: plain values.
@@ -58,7 +62,7 @@ class ImageClassifier(L.LightningModule):
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         decay_norm_and_bias: bool = True,
         channels_last: bool | Literal["auto"] = "auto",
-        compile: bool = False,
+        compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -74,6 +78,14 @@ class ImageClassifier(L.LightningModule):
         self._layout = torch.contiguous_format
         self._unchecked: dict[int, tuple[int, float]] = {}  # batch: its step, its learning rate
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the running hook 40 times a step; torch's own way looks through all
+        # parameters, buffers and modules each time, which together cost a tenth of its overhead.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def setup(self, stage: str) -> None:
         """Choose the memory layout for the device that Lightning has picked; compile if asked."""
         wanted = self.channels_last
@@ -83,7 +95,8 @@ class ImageClassifier(L.LightningModule):
         self._layout = torch.channels_last if wanted else torch.contiguous_format
         self.network.to(memory_format=self._layout)
         if stage == "fit" and self.compile_network:
-            self.network.compile()  # in place: the names in the state dict stay as they are
+            mode = None if self.compile_network is True else self.compile_network
+            self.network.compile(mode=mode)  # in place: names in the state dict stay as they are
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `[B, classes]` for normalised pictures, float `[B, C, H, W]`."""
@@ -92,10 +105,12 @@ class ImageClassifier(L.LightningModule):
     # ------------------------------------------------------------------------------- training
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's sums: loss, correct answers, pictures."""
+        """Start the epoch's sums."""
         # float32 would lose the seventh digit over an epoch; Apple's GPUs have no float64.
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self._sums = torch.zeros(3, dtype=dtype, device=self.device)
+        self._loss = torch.zeros((), dtype=dtype, device=self.device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._pictures = 0
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
         self._unchecked = {}
 
@@ -104,11 +119,12 @@ class ImageClassifier(L.LightningModule):
         images, labels, share = batch.images, batch.labels, batch.share
         logits = self(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        with torch.no_grad():  # sums stay on the device, so that a GPU need not be waited for
-            self._sums[0] += loss * len(labels)
-            self._sums[1] += (logits.argmax(1) == labels).sum()
-            self._sums[2] += len(labels)
-        self._watch(loss.detach(), batch_idx)
+        detached = loss.detach()
+        # Sums stay on the device, so that a GPU need not be waited for.
+        self._loss.add_(detached, alpha=len(labels))
+        self._correct.add_((logits.argmax(1) == labels).sum())
+        self._pictures += len(labels)
+        self._watch(detached, batch_idx)
         return loss if share == 1.0 else loss * share
 
     def _watch(self, loss: Tensor, batch_idx: int) -> None:
@@ -117,6 +133,8 @@ class ImageClassifier(L.LightningModule):
         A CPU knows the loss already. A GPU notes the first bad batch on the device, and it is read
         every `log_every_n_steps` batches and at the end of the epoch, before a checkpoint is saved.
         """
+        if self.device.type == "cpu" and math.isfinite(loss):
+            return
         rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         self._unchecked[batch_idx] = (self.global_step, rate)
         first = (self._bad_step < 0) & ~torch.isfinite(loss)
@@ -135,6 +153,34 @@ class ImageClassifier(L.LightningModule):
             )
         self._unchecked.clear()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as `trainer.gradient_clip_val` says, also with a fused optimizer.
+
+        Lightning's mixed precision refuses fused optimizers, which undo a gradient scaler's scaling
+        within their step, after clipping. bfloat16 has no scaler.
+
+        Raises:
+            UserError: the optimizer is fused and the precision scales gradients.
+        """
+        plugin = self.trainer.precision_plugin
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        if not gradient_clip_val or not fused:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif getattr(plugin, "scaler", None) is not None:
+            raise UserError(
+                f"trainer.gradient_clip_val cannot clip the scaled gradients of "
+                f"trainer.precision={plugin.precision} under a fused optimizer: "
+                "give optimizer.fused=false, or another precision."
+            )
+        else:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log `train/loss` and `train/acc` of the epoch with its last batch.
 
@@ -144,8 +190,9 @@ class ImageClassifier(L.LightningModule):
         trainer = self.trainer
         if trainer.is_last_batch or trainer.global_step == trainer.max_steps:
             self._raise_if_not_finite()
-            sums = trainer.strategy.reduce(self._sums, reduce_op="sum")
-            loss, correct, size = sums.tolist()
+            pictures = torch.full_like(self._loss, self._pictures)
+            sums = torch.stack([self._loss, self._correct.to(self._loss.dtype), pictures])
+            loss, correct, size = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
             for name, value in (("loss", loss / size), ("acc", correct / size)):
                 self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=1)
 

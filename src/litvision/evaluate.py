@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> float:
         checkpoints.refuse_untrusted(card["config"]["data"], trust, cfg.checkpoint)
     with open_dict(cfg):
         cfg.data = data_config(cfg.data, card)
-    assemble.choose_precision(cfg)
+    assemble.use_hardware(cfg)
     check(cfg)
     if cfg.split not in ("train", "val", "test"):
         raise UserError(f"split={cfg.split!r} does not fit: it takes one of train, val, test.")

@@ -1,6 +1,9 @@
-"""What this machine does well: precision, memory layout."""
+"""What this machine does well: precision, memory layout, memory that stays."""
 
 from __future__ import annotations
+
+import ctypes
+import sys
 
 import torch
 
@@ -47,3 +50,22 @@ def prefers_channels_last(device: str, precision: str) -> bool:
         precision: as Lightning names it.
     """
     return runs_bf16(device) and (device == "cuda" or "bf16" in precision)
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep what is freed for the next allocation of this process.
+
+    glibc gives large blocks back to the kernel at once, and every step then waits for the same
+    activations to be mapped and zeroed again, page by page. Nothing is lost but that memory, once
+    used, counts as this process's until it ends. GPU memory is not concerned: torch keeps that.
+
+    Returns:
+        Whether the C library has that setting: glibc has, macOS, Windows and musl do not.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_max = -1, -4  # as <malloc.h> numbers them
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))

@@ -75,12 +75,13 @@ class BarProgress(_EpochLines, RichProgressBar):
         return {}
 
 
-def progress(kind: Literal["auto", "bar", "plain"] = "auto", refresh_rate: int = 10) -> ProgressBar:
+def progress(kind: Literal["auto", "bar", "plain"] = "auto", refresh_rate: int = 4) -> ProgressBar:
     """Return the progress display.
 
     Args:
         kind: "bar", "plain", or "auto": a bar if standard output is a terminal, else plain lines.
-        refresh_rate: steps between two updates of the bar.
+        refresh_rate: updates of the bar a second, drawn by a thread of its own: drawing at every
+            step would cost more than a small network's step.
     """
     bar = sys.stdout.isatty() if kind == "auto" else kind == "bar"
     return BarProgress(refresh_rate=refresh_rate) if bar else PlainProgress()
