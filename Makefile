@@ -6,7 +6,7 @@
 #   PYTHON  the Python to make .venv with, where the first one found is not the one wanted (to
 #           change it later: make clean install PYTHON=…).
 
-.PHONY: help install demo train evaluate tensorboard test test-slow check format lock clean FORCE
+.PHONY: help install demo train evaluate tensorboard bench test test-slow check format lock clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +33,9 @@ tensorboard: .venv/.installed ## Show the curves of every run in logs/ in the br
 	.venv/bin/tensorboard --logdir logs $(value ARGS)
 
 ## Develop
+
+bench: .venv/.installed ## Measure speed and memory, a table each (ARGS='step loader')
+	.venv/bin/python -m benchmarks $(value ARGS)
 
 test: .venv/.installed ## Run the fast tests
 	.venv/bin/pytest $(value ARGS)

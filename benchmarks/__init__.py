@@ -1,0 +1,1 @@
+"""How fast Litvision is, beside what people would write instead: `make bench`."""

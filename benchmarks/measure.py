@@ -1,0 +1,165 @@
+"""What every benchmark needs: timing in turn, the machine's peak, a table."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "logs" / "benchmarks"
+
+
+@dataclass
+class Row:
+    """One line of a table: ours beside the reference, and the limit that the ratio has to meet."""
+
+    what: str
+    ours: str
+    reference: str = ""
+    ratio: float | None = None
+    limit: str = ""  # such as "≥ 2.5" or "≤ 0.25"
+
+    @property
+    def met(self) -> str:
+        """ "yes" or "no"; empty where there is no limit."""
+        if not self.limit or self.ratio is None:
+            return ""
+        sign, _, bound = self.limit.partition(" ")
+        fits = self.ratio >= float(bound) if sign == "≥" else self.ratio <= float(bound)
+        return "yes" if fits else "no"
+
+
+@dataclass
+class Table:
+    """Rows under a title, printed and kept in logs/benchmarks/ as Markdown."""
+
+    title: str
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, what: str, ours: str, reference: str = "", ratio: float | None = None,
+            limit: str = "") -> None:  # fmt: skip
+        self.rows.append(Row(what, ours, reference, ratio, limit))
+
+    def markdown(self) -> str:
+        lines = [f"## {self.title}", "", "| | ours | reference | ratio | limit | met |"]
+        lines.append("| --- | --- | --- | --- | --- | --- |")
+        for r in self.rows:
+            ratio = "" if r.ratio is None else f"{r.ratio:.3g}"
+            lines.append(f"| {r.what} | {r.ours} | {r.reference} | {ratio} | {r.limit} | {r.met} |")
+        return "\n".join([*lines, "", *(f"{note}\n" for note in self.notes)])
+
+    def save(self, name: str) -> None:
+        text = self.markdown()
+        print(text, flush=True)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{name}.md").write_text(f"{text}\n{machine()}\n")
+
+
+def in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Run the functions one after the other, `rounds` times, and return each one's seconds.
+
+    In turn, because a shared machine is faster in one minute than in the next; a round before
+    those that count warms everything up.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratios(numerators: list[float], denominators: list[float]) -> float:
+    """Return the median over rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+class ProductPeak:
+    """The machine's fastest matrix product in bfloat16, measured anew at every call."""
+
+    SIZES = (1024, 2048, 4096)
+
+    def __init__(self, device: str = "cpu") -> None:
+        import torch
+
+        self.torch, self.device = torch, device
+        self.size = max(self.SIZES, key=lambda n: statistics.median(map(self._rate, [n] * 7)))
+
+    def __call__(self) -> float:
+        """Return FLOP/s, two operations to a multiply-add: the median of 7 products."""
+        return statistics.median(self._rate(self.size) for _ in range(7))
+
+    def _rate(self, n: int) -> float:
+        a = self.torch.ones(n, n, dtype=self.torch.bfloat16, device=self.device)
+        self._wait(a @ a)
+        repeats = max(1, round(2e10 / n**3)) if self.device == "cpu" else 20
+        started = time.perf_counter()
+        for _ in range(repeats):
+            b = a @ a
+        self._wait(b)
+        return 2 * n**3 * repeats / (time.perf_counter() - started)
+
+    def _wait(self, tensor: object) -> None:
+        if self.device != "cpu":
+            self.torch.cuda.synchronize()
+
+
+def copy_bandwidth() -> float:
+    """Return the bytes a second that a copy of 256 MB, too much for a cache, reads and writes."""
+    import torch
+
+    source = torch.zeros(1 << 28, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    seconds = in_turn({"copy": lambda: target.copy_(source)}, rounds=5)["copy"]
+    return 2 * source.numel() / statistics.median(seconds)
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start this Python with arguments, in the project's folder, with this project's code."""
+    paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **options)
+
+
+def run(*arguments: str, fails: bool = False, **options: Any) -> str:
+    """Run `start` to its end and return what it printed; stop if it did or did not fail."""
+    process = start(*arguments, stdout=subprocess.PIPE, **options)
+    output, _ = process.communicate()
+    if (process.returncode != 0) != fails:
+        sys.exit(f"error: {' '.join(arguments)} ended with {process.returncode}:\n{output}")
+    return output
+
+
+def machine() -> str:
+    """Return one line: processor, memory, GPU, versions, date."""
+    import lightning
+    import torch
+    import torchvision
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    parts = [
+        f"{cpu}, {os.cpu_count()} processors, {memory:.0f} GiB",
+        *([torch.cuda.get_device_name()] if torch.cuda.is_available() else []),
+        f"Python {platform.python_version()}, torch {torch.__version__}, torchvision "
+        f"{torchvision.__version__}, lightning {lightning.__version__}",
+        f"{datetime.date.today():%Y-%m-%d}",
+    ]
+    return "; ".join(parts)

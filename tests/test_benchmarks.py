@@ -1,0 +1,132 @@
+"""The benchmarks measure what they say; how fast anything is, is not tested."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import gpu, growth, measure, memory, plain
+from benchmarks.measure import Row, Table, in_turn, ratios
+from benchmarks.ours import build
+from benchmarks.pictures import Pictures
+
+
+@pytest.mark.parametrize(
+    ("ratio", "limit", "met"),
+    [
+        (2.5, "≥ 2.5", "yes"),
+        (2.49, "≥ 2.5", "no"),
+        (0.25, "≤ 0.25", "yes"),
+        (0.26, "≤ 0.25", "no"),
+        (0.26, "", ""),
+        (None, "≤ 1", ""),
+    ],
+)
+def test_a_row_says_whether_its_limit_is_met(ratio: float | None, limit: str, met: str) -> None:
+    assert Row("speed", "1", "2", ratio, limit).met == met
+
+
+def test_a_table_is_kept_as_markdown_with_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
+    table = Table("Speed")
+    table.add("images/s", "30", "10", 3.0, "≥ 2.5")
+    table.notes.append("Medians of 3.")
+    table.save("speed")
+    lines = (tmp_path / "results" / "speed.md").read_text().splitlines()
+    assert lines[0] == "## Speed"
+    assert lines[4] == "| images/s | 30 | 10 | 3 | ≥ 2.5 | yes |"
+    assert lines[6] == "Medians of 3."
+    assert f"torch {torch.__version__}" in lines[-1]
+
+
+def test_functions_run_in_turn_after_a_round_that_does_not_count() -> None:
+    calls: list[str] = []
+    functions = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    seconds = in_turn(functions, rounds=2)
+    assert calls == ["a", "b"] * 3
+    assert [len(values) for values in seconds.values()] == [2, 2]
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    assert ratios([1.0, 20.0, 3.0], [1.0, 10.0, 1.0]) == 2.0
+
+
+def test_the_plain_loop_reads_the_pictures_as_torchvision_does_and_learns() -> None:
+    torch.manual_seed(0)
+    image, label = plain.dataset(4, train=False)[0]
+    assert (image.shape, image.dtype, type(label)) == ((3, 32, 32), torch.float32, int)
+    training = plain.steps("vgg16", batch_size=4, pictures=4)  # the same four again and again
+    losses = [next(training) for _ in range(8)]
+    training.close()  # ends its loader's processes
+    assert losses[-1] < losses[0]
+
+
+def test_ours_trains_on_so_many_random_pictures_with_the_default_settings(
+    tmp_path: Path,
+) -> None:
+    run = build("trainer.accelerator=cpu", pictures=200)
+    assert [len(run.datamodule.subsets[split]) for split in ("train", "val")] == [180, 20]
+    assert isinstance(run.datamodule.source, Pictures)
+    assert run.trainer.max_epochs == 30
+
+
+def test_what_a_process_holds_grows_by_what_it_takes() -> None:
+    before = memory.held()
+    with mmap.mmap(-1, 64 << 20) as taken:  # straight from the kernel, not from what was freed
+        taken.write(b"1" * (64 << 20))
+        assert 60e6 < memory.held() - before < 80e6
+        assert memory.peak() > 64 << 20
+
+
+def test_distance_from_a_line() -> None:
+    assert growth.apart_from_line([1, 2, 3], [10, 20, 30]) == pytest.approx(0)
+    assert growth.apart_from_line([1, 2, 3], [10, 26, 30]) > 0.1
+
+
+def test_pictures_written_for_decoding_are_decoded(tmp_path: Path) -> None:
+    growth.write_pictures(tmp_path, 20)
+    assert len(list(tmp_path.glob("train/*/*.jpg"))) == 20
+    assert growth.decode(tmp_path, workers=0) > 0
+
+
+def test_a_curve_becomes_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "RESULTS", tmp_path)
+    growth.draw("batch", {"vgg16": ([32, 64], [10, 20])}, "batch size", "images/s", log=True)
+    assert "<svg" in (tmp_path / "batch.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "family"),
+    [
+        ("Memcpy DtoH (Device -> Pinned)", "copy from the device"),
+        ("Memcpy HtoD (Pageable -> Device)", "copy"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16", "convolution and product"),
+        ("void cudnn::bn_fw_tr_1C11_kernel_NCHW", "batch norm"),
+        ("void at::native::multi_tensor_apply_kernel<FusedSgdMathFunctor>", "optimizer"),
+        ("void at::native::vectorized_elementwise_kernel<4>", "elementwise and reduction"),
+        ("something else", "other"),
+    ],
+)
+def test_kernels_by_family(kernel: str, family: str) -> None:
+    assert gpu.family(kernel) == family
+
+
+def test_the_gpu_benchmark_runs_from_start_to_finish_on_a_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu, "MODES", {"eager": "false"})
+    monkeypatch.setattr(gpu.ProductPeak, "SIZES", (64,))
+    table = Table("GPU")
+    gpu.correctness(table, "cpu")
+    assert [row.ratio for row in table.rows] == [0, 0, 0]
+    gpu.rates(table, "cpu", (2,), steps=1)
+    gpu.loading(table, "cpu", size=60, batch=20)
+    gpu.where_time_goes(table, "cpu", batch=2, steps=1)
+    shares = [row.ratio for row in table.rows if ": time in" in row.what]
+    assert sum(shares) == pytest.approx(1)
+    assert all(math.isfinite(row.ratio) for row in table.rows)
