@@ -6,7 +6,7 @@ import sys
 
 from benchmarks.measure import RESULTS, start
 
-# In this order; about half an hour on two cores.
+# In this order; about a quarter of an hour on two cores.
 DEFAULT = ("step", "loader", "overhead", "start", "memory", "epoch_end")
 MORE = ("growth", "accuracy", "gpu")
 

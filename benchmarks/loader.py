@@ -9,6 +9,7 @@ import torch
 from benchmarks.measure import Table, copy_bandwidth, in_turn, ratios
 from benchmarks.pictures import Pictures
 from benchmarks.plain import loader
+from litvision import hardware
 from litvision.datamodule import ImageDataModule
 
 PICTURES, BATCH, ROUNDS = 50_000, 128, 5
@@ -16,6 +17,7 @@ PICTURES, BATCH, ROUNDS = 50_000, 128, 5
 
 def main() -> None:
     table = Table(f"Loader: {PICTURES:,} pictures, batches of {BATCH}, crop, flip and normalise")
+    hardware.keep_freed_memory()  # as every run does
     datamodule = ImageDataModule(Pictures, batch_size=BATCH, size=PICTURES, val_fraction=1e-4)
     datamodule.setup()
     ours, theirs = datamodule.train_dataloader(), loader(PICTURES, BATCH)

@@ -120,7 +120,7 @@ def copy_bandwidth() -> float:
     """Return the bytes a second that a copy of 256 MB, too much for a cache, reads and writes."""
     import torch
 
-    source = torch.zeros(1 << 28, dtype=torch.uint8)
+    source = torch.ones(1 << 28, dtype=torch.uint8)  # zeros would be one page, mapped often
     target = torch.empty_like(source)
     seconds = in_turn({"copy": lambda: target.copy_(source)}, rounds=5)["copy"]
     return 2 * source.numel() / statistics.median(seconds)

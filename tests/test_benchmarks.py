@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import __main__ as everything
 from benchmarks import gpu, growth, measure, memory, plain
 from benchmarks.measure import Row, Table, in_turn, ratios
 from benchmarks.ours import build
@@ -130,3 +132,11 @@ def test_the_gpu_benchmark_runs_from_start_to_finish_on_a_processor(
     shares = [row.ratio for row in table.rows if ": time in" in row.what]
     assert sum(shares) == pytest.approx(1)
     assert all(math.isfinite(row.ratio) for row in table.rows)
+
+
+def test_an_unknown_benchmark_is_answered_with_those_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "stap"])
+    with pytest.raises(SystemExit, match="no benchmark 'stap': it takes step, loader, overhead"):
+        everything.main()
