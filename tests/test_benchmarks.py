@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as everything
-from benchmarks import gpu, growth, measure, memory, plain
+from benchmarks import gpu, growth, measure, plain
 from benchmarks.measure import Row, Table, in_turn, ratios, run
 from benchmarks.ours import build
 from benchmarks.pictures import Pictures
@@ -77,6 +77,7 @@ def test_ours_trains_on_so_many_random_pictures_with_the_default_settings() -> N
 def test_what_a_process_holds_grows_by_what_it_takes() -> None:
     """In a process of its own: here, what other tests left behind goes at any time."""
     code = """
+import mmap
 from benchmarks import memory
 before = memory.held()
 with mmap.mmap(-1, 64 << 20) as taken:
