@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -63,7 +64,9 @@ def main() -> None:
     run.trainer.callbacks.append(clock)
     run.trainer.fit(run.classifier, run.datamodule)
     step, validation, end = map(statistics.median, (clock.step, clock.validation, clock.end))
-    epoch = step * -(-FULL // 128) + validation / VALIDATION * FULL_VALIDATION + end
+    steps, validating = -(-FULL // 128), validation / VALIDATION * FULL_VALIDATION
+    epoch = step * steps + validating + end
+    megabytes = Path(run.checkpoint or "").stat().st_size / 1e6
     table.add(
         f"seconds beside those of an epoch of {FULL:,} pictures",
         f"{end:.2f}",
@@ -73,9 +76,9 @@ def main() -> None:
     )
     table.add(
         f"seconds to validate {FULL_VALIDATION:,} pictures in batches of 512, beside the same",
-        f"{validation / VALIDATION * FULL_VALIDATION:.1f}",
+        f"{validating:.1f}",
         f"{epoch:.1f}",
-        validation / VALIDATION * FULL_VALIDATION / epoch,
+        validating / epoch,
     )
     table.add(
         "images/s of validation, beside training's",
@@ -84,17 +87,11 @@ def main() -> None:
         VALIDATION / validation / (128 / step),
     )
     table.notes.append(
-        f"Both checkpoints are written at each end, {_checkpoint_size(run)} MB each. Measured on "
-        f"epochs of {STEPS} steps, of which {FULL:,} pictures need {-(-FULL // 128)}; the end does "
+        f"Both checkpoints are written at each end, {megabytes:.0f} MB each. Measured on "
+        f"epochs of {STEPS} steps, of which {FULL:,} pictures need {steps}; the end does "
         f"not depend on how many there are. Medians of {len(clock.end)} epochs."
     )
     table.save("epoch_end")
-
-
-def _checkpoint_size(run: Any) -> int:
-    from pathlib import Path
-
-    return round(Path(run.checkpoint).stat().st_size / 1e6)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ def correctness(table: Table, device: str) -> None:
         for where in ("cpu", device):
             module = module.to(where).train()
             module.zero_grad()
-            loss = F.cross_entropy(module(images.to(where)), labels.to(where))
-            loss.backward()
+            with torch.backends.cudnn.flags(allow_tf32=False):  # it is on by default
+                F.cross_entropy(module(images.to(where)), labels.to(where)).backward()
             found.append(torch.cat([p.grad.flatten().cpu() for p in module.parameters()]).double())
         apart = float((found[1] - found[0]).norm() / found[0].norm())
         table.add(f"{name}, float32 gradients, distance from the processor's", "", "", apart,
@@ -136,17 +136,14 @@ def rates(table: Table, device: str, batches: tuple[int, ...], steps: int) -> No
     for name, macs in MULTIPLY_ADDS.items():
         for batch in batches:
             step = bare(name, batch, device)
-            for _ in range(5):
-                step()
-            times = []
-            for _ in range(5):
-                wait(device)
-                started = time.perf_counter()
+
+            def turn(step: Any = step) -> None:
                 for _ in range(steps):
                     step()
                 wait(device)
-                times.append((time.perf_counter() - started) / steps)
-            plain = batch / statistics.median(times)
+
+            seconds = in_turn({"plain": turn}, rounds=5)["plain"]
+            plain = batch * steps / statistics.median(seconds)
             for mode, value in MODES.items():
                 rate = batch / trained(name, batch, device, steps, f"model.compile={value}")
                 what = f"{name}, batch {batch}, {mode}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -141,6 +144,13 @@ def run(*arguments: str, fails: bool = False, **options: Any) -> str:
     if (process.returncode != 0) != fails:
         sys.exit(f"error: {' '.join(arguments)} ended with {process.returncode}:\n{output}")
     return output
+
+
+def scratch() -> str:
+    """Return a new folder for a run, which goes when this process ends: checkpoints are large."""
+    folder = tempfile.mkdtemp(prefix="litvision-benchmark-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def machine() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import lightning as L
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
+from benchmarks.measure import scratch
 from litvision.assemble import Run, assemble
 from litvision.commandline import CONF
 
@@ -30,7 +30,7 @@ def build(*overrides: str, pictures: int | None = None) -> Run:
             cfg.data.source._target_ = "benchmarks.pictures.Pictures"
             cfg.data.size = pictures
     with open_dict(cfg):
-        cfg.run_dir = tempfile.mkdtemp(prefix="litvision-benchmark-")
+        cfg.run_dir = scratch()
         # Hydra's own values exist only within its command.
         if cfg.callbacks.get("result"):
             cfg.callbacks.result.overrides = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import statistics
 import sys
-import tempfile
 import time
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from benchmarks.measure import Table, ratios
+from benchmarks.measure import Table, ratios, scratch
 from benchmarks.ours import build
 from benchmarks.pictures import Pictures
 from litvision.batches import Batch
@@ -61,6 +60,13 @@ class Usual(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
 
+class Terminal(io.StringIO):
+    """Rich draws nothing on what is not a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 class Clock(L.Callback):
     """The seconds of a step, from the end of the 50th to the end of the last."""
 
@@ -90,7 +96,7 @@ def ours() -> float:
 
 
 def usual(datamodule: ImageDataModule) -> float:
-    clock, folder = Clock(), tempfile.mkdtemp(prefix="litvision-benchmark-")
+    clock, folder = Clock(), scratch()
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -124,7 +130,7 @@ def main() -> None:
     datamodule = ImageDataModule(Pictures, size=PICTURES)
     datamodule.setup()
     found: dict[str, list[float]] = {"ours": [], "usual": [], "plain": []}
-    terminal, sys.stdout = sys.stdout, io.StringIO()  # the bars are drawn, but not shown
+    terminal, sys.stdout = sys.stdout, Terminal()  # the bars are drawn, but not shown
     try:
         for number in range(ROUNDS + 1):
             turn = {"plain": plain(datamodule), "ours": ours(), "usual": usual(datamodule)}
@@ -138,7 +144,7 @@ def main() -> None:
         for name in ("ours", "usual")
     }
     table = Table("Overhead of a step: a linear model, batch 128, float32")
-    ms = {name: statistics.median(values) * 1e3 for name, values in (found | {}).items()}
+    ms = {name: statistics.median(values) * 1e3 for name, values in found.items()}
     more = {name: statistics.median(values) * 1e3 for name, values in extra.items()}
     table.add("ms a step over the plain loop", f"{more['ours']:.3f}", "", more["ours"], "≤ 0.45")
     table.add(

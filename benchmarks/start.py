@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
-import tempfile
 import time
 from typing import Any
 
 import lightning as L
 
-from benchmarks.measure import ROOT, Table, in_turn, ratios, run
+from benchmarks.measure import ROOT, Table, in_turn, ratios, run, scratch
 
 ROUNDS = 5
 TRAIN = ("-m", "litvision.train")
@@ -25,7 +25,7 @@ class FirstStep(L.Callback):
 
 def first_step() -> float:
     """Return the seconds from the command to the end of its first training step."""
-    folder = tempfile.mkdtemp(prefix="litvision-benchmark-")
+    folder = scratch()
     started = time.time()
     output = run(
         *TRAIN, "experiment=demo", "test=false", "trainer.max_steps=1",
@@ -36,8 +36,6 @@ def first_step() -> float:
 
 
 def main() -> None:
-    import statistics
-
     table = Table("Start: seconds until a command answers")
     quiet = {"stderr": subprocess.STDOUT}
     commands: dict[str, Any] = {
