@@ -266,6 +266,12 @@ class ImageDataModule(L.LightningDataModule):
             self._on_device[key] = subset.images.to(device)
         return Subset(self._on_device[key], subset.indices)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
+        """Move a batch; on a processor it lies where it should, and looking would take a while."""
+        if device.type == "cpu" and isinstance(batch, Batch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, index)
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment a training batch and normalise any batch, where it now lies."""
         if not isinstance(batch, Batch):

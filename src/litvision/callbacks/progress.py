@@ -75,7 +75,7 @@ class BarProgress(_EpochLines, RichProgressBar):
         return {}
 
 
-def progress(kind: Literal["auto", "bar", "plain"] = "auto", refresh_rate: int = 4) -> ProgressBar:
+def progress(kind: Literal["auto", "bar", "plain"] = "auto", refresh_rate: int = 2) -> ProgressBar:
     """Return the progress display.
 
     Args:
