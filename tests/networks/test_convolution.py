@@ -116,6 +116,15 @@ def test_only_inputs_that_gain_take_the_way_by_products() -> None:
     assert by_products(Conv2d(4, 4, 3, padding=1).bfloat16(), small.detach().bfloat16())
 
 
+def test_what_follows_may_work_in_place() -> None:
+    x = torch.randn(2, 4, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    layer = Conv2d(4, 4, 3, padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        F.relu(layer(x), inplace=True).sum().backward()
+        expected = (layer(x.detach()) > 0).float().sum((0, 2, 3))
+    assert torch.equal(layer.bias.grad, expected)
+
+
 def test_in_float32_it_is_torchs_own_to_the_bit() -> None:
     torch.manual_seed(0)
     ours, torchs = layers(8, 8, 3, 1, 1)

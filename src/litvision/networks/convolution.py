@@ -93,8 +93,10 @@ def _convolve(
     parts = []
     for rows, used, windows in _groups(x, size, stride, padding):
         flat = windows @ taps[used] if bias is None else torch.addmm(bias, windows, taps[used])
-        parts.append(flat.unflatten(0, (len(x), rows.stop - rows.start, -1)))
-    return torch.cat(parts, dim=1).permute(0, 3, 1, 2)
+        parts.append(flat.unflatten(0, (len(x), rows.stop - rows.start, -1)).permute(0, 3, 1, 2))
+    # Joined as they are meant, and not turned afterwards: what follows may work in place, which
+    # autograd forbids on a view.
+    return torch.cat(parts, dim=2)
 
 
 def _groups(

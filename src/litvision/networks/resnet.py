@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from litvision.networks.convolution import Conv2d
+from litvision.networks.normalization import Norm, normalization
 
 SMALLEST_SIDE = 32
 
@@ -25,25 +26,30 @@ class ResNet18(nn.Module):
     Args:
         num_classes: the number of logits.
         in_channels: 1 for grey pictures, 3 for colour.
+        norm: the normalisation after each convolution, see `networks/normalization.py`. Modules
+            keep the names `bn…` whatever it is; without any, convolutions have biases.
     """
 
     def __init__(
         self,
         num_classes: Annotated[int, Field(ge=1)] = 10,
         in_channels: Annotated[int, Field(ge=1)] = 3,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        self.conv1 = Conv2d(in_channels, 64, kernel_size=3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = stage(64, 64, stride=1)
-        self.layer2 = stage(64, 128, stride=2)
-        self.layer3 = stage(128, 256, stride=2)
-        self.layer4 = stage(256, 512, stride=2)
+        self.conv1 = convolution(in_channels, 64, 3, norm=norm)
+        self.bn1 = normalization(norm, 64)
+        self.layer1 = stage(64, 64, stride=1, norm=norm)
+        self.layer2 = stage(64, 128, stride=2, norm=norm)
+        self.layer3 = stage(128, 256, stride=2, norm=norm)
+        self.layer4 = stage(256, 512, stride=2, norm=norm)
         self.fc = nn.Linear(512, num_classes)
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pictures to logits.
@@ -71,12 +77,23 @@ class ResNet18(nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
-def stage(in_channels: int, channels: int, stride: int) -> nn.Sequential:
+def stage(in_channels: int, channels: int, stride: int, norm: Norm) -> nn.Sequential:
     """Two basic blocks, of which the first changes the width and the resolution."""
     return nn.Sequential(
-        BasicBlock(in_channels, channels, stride),
-        BasicBlock(channels, channels, stride=1),
+        BasicBlock(in_channels, channels, stride, norm),
+        BasicBlock(channels, channels, stride=1, norm=norm),
     )
+
+
+def convolution(
+    in_channels: int, channels: int, size: int, stride: int = 1, *, norm: Norm
+) -> Conv2d:
+    """A convolution that keeps the resolution but for its stride.
+
+    It has a bias only where no normalisation follows, which would subtract any constant again.
+    """
+    bias = norm == "none"
+    return Conv2d(in_channels, channels, size, stride, padding=size // 2, bias=bias)
 
 
 class BasicBlock(nn.Module):
@@ -85,18 +102,17 @@ class BasicBlock(nn.Module):
     `[N, in_channels, H, W]` to `[N, channels, H / stride, W / stride]`, rounded up.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: Norm = "batch") -> None:
         super().__init__()
-        # No biases: the normalisation that follows subtracts any constant again.
-        self.conv1 = Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv1 = convolution(in_channels, channels, 3, stride, norm=norm)
+        self.bn1 = normalization(norm, channels)
+        self.conv2 = convolution(channels, channels, 3, norm=norm)
+        self.bn2 = normalization(norm, channels)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, kernel_size=1, stride=stride, bias=False),
-                nn.BatchNorm2d(channels),
+                convolution(in_channels, channels, 1, stride, norm=norm),
+                normalization(norm, channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:

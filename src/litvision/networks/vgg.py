@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from litvision.networks.convolution import Conv2d
+from litvision.networks.normalization import Norm, normalization
 
 SMALLEST_SIDE = 32  # five poolings halve it to 1
 
@@ -36,18 +37,20 @@ class VGG16(nn.Module):
     Args:
         num_classes: the number of logits.
         in_channels: 1 for grey pictures, 3 for colour.
+        norm: the normalisation after each convolution, see `networks/normalization.py`.
     """
 
     def __init__(
         self,
         num_classes: Annotated[int, Field(ge=1)] = 10,
         in_channels: Annotated[int, Field(ge=1)] = 3,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for stage in STAGES:
             for channels in stage:
-                layers += conv_block(in_channels, channels)
+                layers += conv_block(in_channels, channels, norm)
                 in_channels = channels
             layers += [nn.MaxPool2d(kernel_size=2)]
         self.features = nn.Sequential(*layers)
@@ -82,13 +85,13 @@ class VGG16(nn.Module):
         return self.classifier(x.mean(dim=(2, 3)))
 
 
-def conv_block(in_channels: int, channels: int) -> list[nn.Module]:
+def conv_block(in_channels: int, channels: int, norm: Norm) -> list[nn.Module]:
     """A 3x3 convolution, its normalisation and its activation; the resolution stays.
 
     A flat list, not a module: nesting would change torchvision's indices in `features`.
     """
     return [
         Conv2d(in_channels, channels, kernel_size=3, padding=1),
-        nn.BatchNorm2d(channels),
+        normalization(norm, channels),
         nn.ReLU(inplace=True),
     ]
