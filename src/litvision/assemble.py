@@ -34,6 +34,7 @@ from litvision.preflight import (
     try_network,
     try_optimizer,
 )
+from litvision.scaling import scale_learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def assemble(cfg: DictConfig) -> Run:
     """
     settle_logging()
     check_shared(cfg)
+    scaled = scale_learning_rate(cfg)
     use_hardware(cfg)
     check_before_reading(cfg)
     resume_from, resumed_config = find_checkpoint(cfg.resume)
@@ -112,12 +114,9 @@ def assemble(cfg: DictConfig) -> Run:
         folder = Path(cfg.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(resolved), folder / "config.yaml")
-        sizes = {name: len(subset) for name, subset in datamodule.subsets.items()}
-        log.info(
-            f"{sizes['train']:,} pictures to train on, {sizes['val']:,} to validate, "
-            f"{sizes['test']:,} to test, {cfg.num_classes} classes; "
-            f"{datamodule.steps_per_epoch} steps an epoch; precision {cfg.trainer.precision}"
-        )
+        log.info(statement(cfg, trainer, datamodule))
+        if scaled:
+            log.info(scaled)
     return Run(cfg, datamodule, classifier, trainer, resume_from)
 
 
@@ -186,20 +185,39 @@ def build_datamodule(node: DictConfig, trust: Any = ANY) -> ImageDataModule:
         return build(node, trust)
 
 
-def total_steps(trainer: L.Trainer, datamodule: ImageDataModule) -> int | None:
-    """Return the optimizer steps of the whole run; None if it has no end.
+def batches_per_epoch(trainer: L.Trainer, datamodule: ImageDataModule) -> int:
+    """Return the training batches of one epoch: all, a last short one counted, or those allowed.
 
     Not Lightning's `estimated_stepping_batches`: that builds the training loader early, and a
     resumed run would lose its place in it.
     """
-    batches: float = datamodule.steps_per_epoch
-    limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    per_epoch = -(-int(batches) // trainer.accumulate_grad_batches)
+    batches, limit = datamodule.steps_per_epoch, trainer.limit_train_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def total_steps(trainer: L.Trainer, datamodule: ImageDataModule) -> int | None:
+    """Return the optimizer steps of the whole run; None if it has no end."""
+    per_epoch = -(-batches_per_epoch(trainer, datamodule) // trainer.accumulate_grad_batches)
     ends = [trainer.max_steps] if trainer.max_steps != -1 else []
     if trainer.max_epochs is not None and trainer.max_epochs != -1:
         ends.append(trainer.max_epochs * per_epoch)
     return max(min(ends), 1) if ends else None
+
+
+def statement(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModule) -> str:
+    """Say what one epoch and the whole run are made of, in two lines."""
+    sizes = {name: len(subset) for name, subset in datamodule.subsets.items()}
+    batch, iterations = datamodule.batch_size, batches_per_epoch(trainer, datamodule)
+    last = min(sizes["train"] - (iterations - 1) * batch, batch)
+    accumulated, steps = trainer.accumulate_grad_batches, cfg.total_steps
+    return (
+        f"{sizes['train']:,} pictures to train on, {sizes['val']:,} to validate, "
+        f"{sizes['test']:,} to test, {cfg.num_classes} classes; precision {cfg.trainer.precision}\n"
+        f"{_counted(iterations, 'iteration')} an epoch, batches of {batch:,}"
+        + (f" (the last of {last:,})" if last != batch else "")
+        + (f"; weights updated every {accumulated}" if accumulated > 1 else "")
+        + (f"; {_counted(steps, 'update')} in all" if steps is not None else "")
+    )
 
 
 def card(config: Any, datamodule: ImageDataModule) -> dict[str, Any]:
@@ -227,6 +245,10 @@ def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | No
     if path.is_dir():
         path = path / "checkpoints" / "last.ckpt"
     return str(path), checkpoints.read(path, "resume")["litvision"]["config"]
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
 
 
 def _from_here(path: str | Path) -> Path:

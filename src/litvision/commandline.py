@@ -68,6 +68,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         @functools.wraps(function)
         def main() -> None:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every exception on to us
+            sys.argv += _mode(sys.argv[1:])
             try:
                 app()
             except MissingConfigException as error:
@@ -84,6 +85,22 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return main
 
     return decorate
+
+
+def _mode(arguments: list[str]) -> list[str]:
+    """Return the override that makes a sweep of a recipe that is one: `hydra.mode: MULTIRUN`.
+
+    Hydra reads the mode from the command line and the primary config alone.
+    """
+    if {"-m", "--multirun"} & set(arguments) or any(a.startswith("hydra.mode=") for a in arguments):
+        return []
+    for argument in arguments:
+        group, _, option = argument.partition("=")
+        file = CONF / group / f"{option}.yaml"
+        if group == "experiment" and file.is_file():
+            mode = OmegaConf.select(OmegaConf.load(file), "hydra.mode")
+            return ["hydra.mode=MULTIRUN"] if mode == "MULTIRUN" else []
+    return []
 
 
 OVERRIDE_HELP = "Write group=option or key=value, and quote values with spaces or brackets."
