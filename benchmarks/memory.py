@@ -11,7 +11,11 @@ import psutil
 from benchmarks.measure import Table, run
 
 FULL, FEW, STEPS = 50_000, 2_000, 6
-LINEAR = ("model.network._target_=benchmarks.overhead.Linear", "~model.network.in_channels")
+LINEAR = (
+    "model.network._target_=benchmarks.overhead.Linear",
+    "~model.network.in_channels",
+    "~model.network.norm",
+)
 COPY = FULL * 32 * 32 * 3  # bytes
 
 

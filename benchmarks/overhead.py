@@ -83,6 +83,7 @@ def ours() -> float:
     run = build(
         "model.network._target_=benchmarks.overhead.Linear",
         "~model.network.in_channels",
+        "~model.network.norm",
         "trainer.max_epochs=1",
         "trainer.precision=32-true",
         "trainer.accelerator=cpu",

@@ -1,15 +1,21 @@
-"""A network small enough to train in a test, with what real ones have: convolution, norm, bias."""
+"""Networks small enough to train in a test; they take the options of conf/model/resnet18.yaml."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from litvision.networks.normalization import Norm, normalization
+
 
 class TinyNet(nn.Module):
-    def __init__(self, num_classes: int = 10, in_channels: int = 3, width: int = 8) -> None:
+    """What real ones have: convolution, norm, bias."""
+
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, norm: Norm = "batch", width: int = 8
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, width, 3, stride=2)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm = normalization(norm, width)
         self.fc = nn.Linear(width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -19,7 +25,7 @@ class TinyNet(nn.Module):
 class TinyLinear(nn.Module):
     """No batch norm: the same result however a batch is shared out."""
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, norm: Norm = "none") -> None:
         super().__init__()
         self.fc = nn.Linear(in_channels * 4 * 4, num_classes)
 
@@ -30,7 +36,9 @@ class TinyLinear(nn.Module):
 class Explodes(TinyLinear):
     """Gives a loss that is not a number from the `bad`-th training step on."""
 
-    def __init__(self, num_classes: int = 10, in_channels: int = 3, bad: int = 1) -> None:
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, norm: Norm = "none", bad: int = 1
+    ) -> None:
         super().__init__(num_classes, in_channels)
         self.bad, self.steps = bad, 0
 

@@ -52,6 +52,8 @@ class ImageClassifier(L.LightningModule):
 
     # What a checkpoint says about itself, so that it can be used from its path alone: plain values.
     card: dict[str, Any]
+    # False while a callback lets the loss run away on purpose.
+    stop_if_not_finite = True
 
     def __init__(
         self,
@@ -133,7 +135,7 @@ class ImageClassifier(L.LightningModule):
         A CPU knows the loss already. A GPU notes the first bad batch on the device, and it is read
         every `log_every_n_steps` batches and at the end of the epoch, before a checkpoint is saved.
         """
-        if self.device.type == "cpu" and math.isfinite(loss):
+        if not self.stop_if_not_finite or (self.device.type == "cpu" and math.isfinite(loss)):
             return
         rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
         self._unchecked[batch_idx] = (self.global_step, rate)
@@ -224,7 +226,8 @@ class ImageClassifier(L.LightningModule):
         """Stop when the last step of an epoch ruined the weights, before they are saved."""
         value = self.trainer.callback_metrics.get("val/loss")
         fitting = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
-        if fitting and value is not None and not torch.isfinite(value):
+        watched = fitting and self.stop_if_not_finite
+        if watched and value is not None and not torch.isfinite(value):
             raise NonFiniteLossError(
                 f"The validation loss is not finite at epoch {self.current_epoch}, after step "
                 f"{self.global_step - 1}. {NonFiniteLossError.advice}"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -69,3 +72,48 @@ def keep_freed_memory() -> bool:
         return False
     trim_threshold, mmap_max = -1, -4  # as <malloc.h> numbers them
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def free_memory() -> int | None:
+    """Return the bytes of main memory that this process can still use; None if not known.
+
+    The system's own estimate on Linux, or what a container's limit leaves if that is less.
+    """
+    try:
+        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    sizes = dict(line.split(":") for line in meminfo.splitlines())
+    free = int(sizes["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")  # version 2
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
+
+
+@contextmanager
+def limited_memory(device: str, share: float = 0.9) -> Iterator[None]:
+    """Let torch fail with an error, within this context, where it would use up main memory.
+
+    Else the system ends the program, and what it was doing is lost. It limits the address space to
+    what it is now and a share of what is free. Does nothing for a GPU, whose memory has an error of
+    its own, and where the system cannot do it (macOS, Windows).
+    """
+    free = free_memory() if device == "cpu" else None
+    if free is None:
+        yield
+        return
+    import resource
+
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = used * resource.getpagesize() + int(share * free)
+    limit = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

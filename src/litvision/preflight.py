@@ -166,6 +166,16 @@ NOISE = (
     r"\W*Tip: ",
     r"Restoring states from the checkpoint",
     r"Loaded model weights from the checkpoint",
+    # What the finders of batch size and learning rate do to come back to where they began.
+    r"Restored all states from the checkpoint at .*[/\\\\]\.(lr_find|scale_batch_size)_",
+    r"`weights_only` was not set",
+    r"Finished batch size finder",  # whether the run goes on with that size, the callback says
+)
+LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    "lightning.pytorch.tuner.batch_size_scaling",
 )
 
 
@@ -174,7 +184,7 @@ def settle_logging() -> None:
     logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print them too
     for pattern in NOISE:
         warnings.filterwarnings("ignore", message=pattern)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    for name in LOGGERS:
         logger = logging.getLogger(name)
         if _means_something not in logger.filters:
             logger.addFilter(_means_something)

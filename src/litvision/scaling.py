@@ -40,12 +40,12 @@ def scale_learning_rate(cfg: DictConfig) -> str | None:
     with open_dict(cfg):
         cfg.optimizer.lr = float(f"{base.lr * share:.6g}")
         if warmup:
-            cfg.callbacks.warmup = OmegaConf.create(
-                {
-                    "_target_": "litvision.callbacks.warmup.Warmup",
-                    "epochs": base.warmup_epochs,
-                    "start": 1 / share,
-                }
-            )
+            node = {
+                "_target_": "litvision.callbacks.warmup.Warmup",
+                "epochs": base.warmup_epochs,
+                "start": 1 / share,
+            }
+            # First, so that what logs the rate of a step sees the step's own.
+            cfg.callbacks = OmegaConf.merge({"warmup": node}, cfg.callbacks or {})
     line = f"learning rate {cfg.optimizer.lr:g} = {base.lr:g} x {batch} / {base.batch_size}"
     return line + (f", after {base.warmup_epochs:g} epochs of warm-up" if warmup else "")

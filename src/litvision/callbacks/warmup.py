@@ -38,7 +38,9 @@ class Warmup(L.Callback):
     ) -> None:
         """Set the rate of the step to come."""
         step = trainer.global_step
-        steps = self.epochs * -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+        steps = self.epochs * -(
+            -int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        )
         if step == self._applied or step > steps:  # gradients of one step, accumulated; or all done
             return
         self._applied = step

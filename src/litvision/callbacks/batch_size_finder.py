@@ -1,0 +1,97 @@
+"""Find the largest batch that fits into memory, before training."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Annotated
+
+import lightning as L
+from lightning.pytorch.callbacks import BatchSizeFinder
+from pydantic import Field
+
+from litvision import hardware
+from litvision.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class LargestBatch(BatchSizeFinder):
+    """Lightning's `BatchSizeFinder`, made safe on a processor.
+
+    The batch is doubled until memory runs out, all pictures are in one batch, or the next would
+    exceed `max_val`; weights, optimizer and data are then as before. A GPU says when its memory is
+    full. On a processor the system would end the whole program instead, so memory is limited
+    meanwhile to what is free, where the system can do so (Linux).
+
+    Args:
+        steps_per_trial: training steps to try each size with.
+        init_val: the first size.
+        max_val: try none larger.
+        apply: train with the size found; False: only say it.
+
+    Raises:
+        UserError: `apply` where a schedule counts steps, which a larger batch makes fewer; or more
+            than one device.
+    """
+
+    def __init__(
+        self,
+        steps_per_trial: Annotated[int, Field(ge=1)] = 3,
+        init_val: Annotated[int, Field(ge=1)] = 16,
+        max_val: Annotated[int, Field(ge=1, le=8192)] = 8192,
+        apply: bool = False,
+    ) -> None:
+        if init_val > max_val:
+            raise UserError(
+                f"callbacks.batch_size_finder.init_val={init_val} exceeds max_val={max_val}: the "
+                "search begins at the first and ends at the second."
+            )
+        # Lightning stops at its limit without trying it, and takes it for one that fits.
+        self.largest = init_val * 2 ** int(math.log2(max_val / init_val))
+        super().__init__(
+            "power", steps_per_trial, init_val, max_val=self.largest + 1, max_trials=25
+        )
+        self.apply = apply
+
+    def setup(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str | None = None
+    ) -> None:
+        """Check that it can be used here."""
+        if stage == "fit" and trainer.world_size > 1:
+            raise UserError("batch_size_finder works on one device: give trainer.devices=1.")
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find it and say it; a resumed run has it behind itself."""
+        if trainer.global_step:
+            return
+        if self.apply and trainer.lr_scheduler_configs:
+            raise UserError(
+                "callbacks.batch_size_finder.apply=true changes how many steps an epoch has, which "
+                "the scheduler counts by: give scheduler=none, or apply=false and the size found "
+                "as data.batch_size."
+            )
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        configured = datamodule.batch_size
+        with hardware.limited_memory(pl_module.device.type):
+            super().on_fit_start(trainer, pl_module)
+        if self.optimal_batch_size is None:  # trainer.fast_dev_run
+            return
+        pictures = len(datamodule.subsets["train"])
+        found = min(self.optimal_batch_size, self.largest, pictures)
+        datamodule.batch_size = found if self.apply else configured
+        trainer.fit_loop._combined_loader = None  # made for the last size that was tried
+        trainer.fit_loop.setup_data()
+        then = f"training goes on with data.batch_size={configured}"
+        if self.apply:
+            then = f"training with it: {datamodule.steps_per_epoch:,} iterations an epoch"
+        what = "all pictures fit into one batch" if found == pictures else "largest batch that fits"
+        if found == self.largest:
+            what = "batch_size_finder.max_val allows no larger batch, and this one fits"
+        log.info(f"{what}: {found:,}; {then}")
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing: the size is that of training."""
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing: the size is that of training."""

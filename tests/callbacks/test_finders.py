@@ -1,0 +1,182 @@
+"""The finders of learning rate and batch size say what they found, and training is as before."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from conftest import Compose
+from litvision import hardware
+from litvision.assemble import Run, assemble
+from litvision.callbacks.batch_size_finder import LargestBatch
+from litvision.errors import UserError
+from tiny import TinyLinear
+
+QUIET = ["logger=none", "callbacks.progress_bar=null", "callbacks.provenance=null", "test=false"]
+LR = ["callbacks=lr_finder", "callbacks.lr_finder.num_training_steps=30"]
+BATCH = ["callbacks=batch_size_finder", "callbacks.batch_size_finder.init_val=2"]
+
+
+class Full(TinyLinear):
+    """Has memory for 8 pictures and no more."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and len(images) > 8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return super().forward(images)
+
+
+def trained(cfg: Any) -> Run:
+    cfg.trainer.precision = "32-true"
+    run = assemble(cfg)
+    run.trainer.fit(run.classifier, run.datamodule)
+    return run
+
+
+def weights(run: Run) -> list[Tensor]:
+    return [p.detach().clone() for p in run.classifier.network.parameters()]
+
+
+BOTH = ["callbacks=[lr_finder,batch_size_finder]", LR[1], BATCH[1]]
+
+
+@pytest.mark.parametrize("finder", [LR, BATCH, BOTH], ids=["lr", "batch size", "both"])
+def test_training_is_what_it_would_have_been(compose_train: Compose, finder: list[str]) -> None:
+    plain = trained(compose_train(*QUIET))
+    found = trained(compose_train(*finder, *QUIET))
+    for expected, weight in zip(weights(plain), weights(found), strict=True):
+        assert torch.equal(weight, expected)
+    assert found.trainer.global_step == plain.trainer.global_step == 4
+    assert found.score == plain.score
+
+
+def test_a_learning_rate_is_suggested_and_drawn(
+    compose_train: Compose, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.INFO)
+    run = trained(compose_train(*LR, *QUIET, "callbacks.lr_finder.max_lr=10"))
+    (finder,) = [c for c in run.trainer.callbacks if type(c).__name__ == "LRFinder"]
+    rates = finder.optimal_lr.results["lr"]
+    assert rates[0] == pytest.approx(1e-6, rel=1)
+    assert rates == sorted(rates)
+    rate = finder.optimal_lr.suggestion()
+    assert 1e-6 < rate < 10
+    picture = tmp_path / "run" / "figures" / "lr_finder.png"
+    assert Image.open(picture).size == (720, 480)
+    line = f"suggested learning rate {rate:.2g}, to train with it: optimizer.lr={rate:.2g}; "
+    assert f"{line}picture: {picture}" in caplog.messages
+    assert run.trainer.optimizers[0].param_groups[0]["lr"] == 0.01
+    assert not list((tmp_path / "run").glob(".lr_find*"))
+
+
+def test_the_suggestion_is_applied_where_asked_for(compose_train: Compose) -> None:
+    apply = ["callbacks.lr_finder.apply=true", "callbacks.lr_finder.early_stop_threshold=null"]
+    run = trained(compose_train(*LR, *QUIET, *apply))
+    (finder,) = [c for c in run.trainer.callbacks if type(c).__name__ == "LRFinder"]
+    assert run.trainer.optimizers[0].param_groups[0]["lr"] == finder.optimal_lr.suggestion() != 0.01
+    assert len(finder.optimal_lr.results["lr"]) == 30  # though an epoch has 2 iterations
+
+
+def test_a_loss_that_is_not_finite_ends_neither_the_search_nor_the_run(
+    compose_train: Compose,
+) -> None:
+    network = ["model.network._target_=tiny.TinyLinear"]
+    options = ["callbacks.lr_finder.max_lr=1e30", "callbacks.lr_finder.early_stop_threshold=null"]
+    run = trained(compose_train(*LR, *QUIET, *network, *options))
+    assert run.classifier.stop_if_not_finite
+    (finder,) = [c for c in run.trainer.callbacks if type(c).__name__ == "LRFinder"]
+    assert not all(map(torch.isfinite, torch.tensor(finder.optimal_lr.results["loss"])))
+    assert all(torch.isfinite(weight).all() for weight in weights(run))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line", "batch"),
+    [
+        ([], "largest batch that fits: 8; training goes on with data.batch_size=16", 16),
+        (
+            ["callbacks.batch_size_finder.apply=true"],
+            "largest batch that fits: 8; training with it: 4 iterations an epoch",
+            8,
+        ),
+        (
+            ["callbacks.batch_size_finder.max_val=7"],
+            "batch_size_finder.max_val allows no larger batch, and this one fits: 4; "
+            "training goes on with data.batch_size=16",
+            16,
+        ),
+    ],
+)
+def test_the_largest_batch_is_found(
+    compose_train: Compose, caplog: pytest.LogCaptureFixture, overrides: list[str], line: str,
+    batch: int,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.INFO)
+    network = "model.network._target_=callbacks.test_finders.Full"
+    cfg = compose_train(*BATCH, *QUIET, *overrides, network)
+    if batch == 8:
+        run = trained(cfg)
+        assert run.trainer.global_step == 8
+    else:  # the run itself has batches of 16, which do not fit
+        with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+            trained(cfg)
+    assert line in caplog.messages
+
+
+def test_all_pictures_may_fit_into_one_batch(
+    compose_train: Compose, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    trained(compose_train(*BATCH, *QUIET))
+    line = "all pictures fit into one batch: 30; training goes on with data.batch_size=16"
+    assert line in caplog.messages
+
+
+@pytest.mark.skipif(hardware.free_memory() is None, reason="only Linux can limit memory like this")
+def test_more_memory_than_there_is_becomes_an_error_and_the_limit_goes_again() -> None:
+    floats = hardware.free_memory() // 4
+    with hardware.limited_memory("cpu"), pytest.raises(RuntimeError, match="can't allocate memory"):
+        torch.empty(floats)
+    assert torch.empty(floats // 10).shape == (floats // 10,)
+    with hardware.limited_memory("cuda"):
+        assert torch.empty(floats).shape == (floats,)  # not filled, so never really there
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [*LR, "callbacks.lr_finder.min_lr=2"],
+            r"callbacks\.lr_finder\.min_lr=2 is not below max_lr=1",
+        ),
+        (
+            [*LR, "callbacks.lr_finder.apply=true", "scheduler=cosine"],
+            r"callbacks\.lr_finder\.apply=true and the scheduler group would both set the learning",
+        ),
+        (
+            [*BATCH, "callbacks.batch_size_finder.apply=true", "scheduler=cosine"],
+            r"callbacks\.batch_size_finder\.apply=true changes how many steps an epoch has",
+        ),
+        (
+            [*BATCH, "callbacks.batch_size_finder.max_val=1"],
+            r"callbacks\.batch_size_finder\.init_val=2 exceeds max_val=1",
+        ),
+        ([*LR, "callbacks.lr_finder.num_training_steps=3"], "it takes an integer from 15"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    compose_train: Compose, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        trained(compose_train(*overrides, *QUIET))
+
+
+def test_several_devices_are_refused() -> None:
+    with pytest.raises(UserError, match="works on one device: give"):
+        LargestBatch().setup(SimpleNamespace(world_size=2), None, "fit")  # type: ignore[arg-type]

@@ -1,0 +1,140 @@
+"""A learning rate that follows the batch size, and the warm-up that comes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from conftest import Compose
+from litvision.assemble import assemble
+from litvision.errors import UserError
+from litvision.scaling import scale_learning_rate
+
+QUIET = ["logger=none", "callbacks.progress_bar=null", "callbacks.provenance=null", "test=false"]
+
+
+class Recorder(L.Callback):
+    """Remembers the learning rate of every batch's step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_before_zero_grad(self, trainer: L.Trainer, *args: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def rates(cfg: Any, *callbacks: L.Callback, resume: Path | None = None) -> list[float]:
+    run, recorder = assemble(cfg), Recorder()
+    run.trainer.callbacks += [*callbacks, recorder]
+    run.trainer.fit(run.classifier, run.datamodule, ckpt_path=resume, weights_only=True)
+    return recorder.rates
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rate", "line"),
+    [
+        (["data.batch_size=128"], 0.01, "learning rate 0.01 = 0.01 x 128 / 128"),
+        (["data.batch_size=16"], 0.00125, "learning rate 0.00125 = 0.01 x 16 / 128"),
+        (
+            ["data.batch_size=256", "trainer.accumulate_grad_batches=2"],
+            0.04,
+            "learning rate 0.04 = 0.01 x 512 / 128, after 5 epochs of warm-up",
+        ),
+        (
+            ["data.batch_size=64", "auto_scaled={lr: 0.1, batch_size: 32, warmup_epochs: 2}"],
+            0.2,
+            "learning rate 0.2 = 0.1 x 64 / 32, after 2 epochs of warm-up",
+        ),
+        (
+            ["data.batch_size=1024", "auto_scaled.warmup_epochs=0"],
+            0.08,
+            "learning rate 0.08 = 0.01 x 1024 / 128",
+        ),
+        (
+            ["data.batch_size=1024", "scheduler=cosine"],
+            0.08,
+            "learning rate 0.08 = 0.01 x 1024 / 128",
+        ),
+    ],
+)
+def test_the_rate_is_the_base_times_the_batch_over_the_bases_batch(
+    compose_train: Compose, overrides: list[str], rate: float, line: str
+) -> None:
+    cfg = compose_train("optimizer.lr=auto_scaled", *overrides)
+    assert scale_learning_rate(cfg) == line
+    assert cfg.optimizer.lr == rate
+    assert ("warmup" in cfg.callbacks) == ("warm-up" in line)
+
+
+def test_a_number_stays_what_it_is(compose_train: Compose) -> None:
+    cfg = compose_train("optimizer.lr=0.3", "data.batch_size=1024")
+    assert scale_learning_rate(cfg) is None
+    assert cfg.optimizer.lr == 0.3
+
+
+def test_a_schedule_follows_the_scaled_rate(compose_train: Compose) -> None:
+    cfg = compose_train("optimizer.lr=auto_scaled", "scheduler=one_cycle", "data.batch_size=256")
+    scale_learning_rate(cfg)
+    assert cfg.scheduler.max_lr == 0.02
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["auto_scaled.lr=0"], r"auto_scaled\.lr=0 does not fit: it takes a number above 0\."),
+        (["data.batch_size=big"], r"data\.batch_size='big' does not fit: it takes an integer"),
+        (["optimizer.lr=auto_scale"], r"optimizer\.lr='auto_scale' does not fit"),
+    ],
+)
+def test_what_cannot_be_scaled_is_refused(
+    compose_train: Compose, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        assemble(compose_train("optimizer.lr=auto_scaled", *overrides))
+
+
+def test_the_rate_rises_linearly_from_the_base_to_the_scaled_rate(compose_train: Compose) -> None:
+    # 30 pictures in batches of 8: 4 iterations an epoch; 4 times the base's batch.
+    scaled = "auto_scaled={lr: 0.01, batch_size: 2, warmup_epochs: 2}"
+    options = ["optimizer.lr=auto_scaled", scaled, "data.batch_size=8", "trainer.max_epochs=3"]
+    found = rates(compose_train(*options, *QUIET))
+    expected = [0.01 + 0.03 * step / 8 for step in range(8)] + [0.04] * 4
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_accumulated_batches_are_one_step_of_the_warm_up(compose_train: Compose) -> None:
+    scaled = "auto_scaled={lr: 0.01, batch_size: 4, warmup_epochs: 1}"
+    options = ["optimizer.lr=auto_scaled", scaled, "data.batch_size=8"]
+    options += ["trainer.accumulate_grad_batches=2", "trainer.max_epochs=2"]
+    found = rates(compose_train(*options, *QUIET))
+    steps = [0.01 + 0.03 * step / 2 for step in range(2)] + [0.04] * 2
+    assert found == pytest.approx(steps, rel=1e-9)
+
+
+def test_a_resumed_run_warms_up_where_it_left_off(compose_train: Compose, tmp_path: Path) -> None:
+    scaled = "auto_scaled={lr: 0.01, batch_size: 2, warmup_epochs: 3}"
+    options = ["optimizer.lr=auto_scaled", scaled, "data.batch_size=8", *QUIET]
+    whole = rates(compose_train(*options, "trainer.max_epochs=3"))
+    first = rates(compose_train(*options, "trainer.max_epochs=1", f"run_dir={tmp_path}/one"))
+    last = tmp_path / "one" / "checkpoints" / "last.ckpt"
+    rest = rates(compose_train(*options, "trainer.max_epochs=3"), resume=last)
+    assert torch.equal(torch.tensor(first + rest), torch.tensor(whole))
+
+
+class Halving(L.Callback):
+    """What a plateau rule does, at the end of every epoch."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.optimizers[0].param_groups[0]["lr"] *= 0.5
+
+
+def test_what_lowers_the_rate_during_the_warm_up_keeps_its_effect(compose_train: Compose) -> None:
+    scaled = "auto_scaled={lr: 0.01, batch_size: 2, warmup_epochs: 2}"
+    options = ["optimizer.lr=auto_scaled", scaled, "data.batch_size=8", "trainer.max_epochs=2"]
+    found = rates(compose_train(*options, *QUIET), Halving())
+    expected = [(0.01 + 0.03 * step / 8) * (0.5 if step >= 4 else 1) for step in range(8)]
+    assert found == pytest.approx(expected, rel=1e-9)
