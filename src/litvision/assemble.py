@@ -98,6 +98,7 @@ def assemble(cfg: DictConfig) -> Run:
     datamodule.setup()
     with open_dict(cfg):
         cfg.num_classes = len(datamodule.classes)
+        cfg.image_size = list(datamodule.image_size)
         cfg.total_steps = total_steps(trainer, datamodule)
     try_optimizer(cfg)
     # Only now: the initial weights depend on the seed alone, not on how the data were read.

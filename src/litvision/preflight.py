@@ -56,7 +56,7 @@ def check_before_reading(cfg: DictConfig) -> None:
     """Check every value that can be checked without knowing the data."""
     trial = cfg.copy()
     with open_dict(trial):  # what the data will tell
-        trial.num_classes, trial.total_steps = 2, 1000
+        trial.num_classes, trial.image_size, trial.total_steps = 2, [32, 32], 1000
     check(trial)
     try_optimizer(trial)
 
