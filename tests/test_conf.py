@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from litvision.commandline import CONF, groups
 from litvision.preflight import build
+from litvision.scaling import scale_learning_rate
 from litvision.validation import check
 
 CHOICES = [
@@ -36,28 +37,46 @@ def test_every_choice_composes_and_fits_what_it_is_passed_to(choice: str) -> Non
     root = ["data.root=pictures"] if "image_folder" in choice else []
     cfg = composed(choice, *root, "num_classes=10", "total_steps=100")
     cfg.trainer.precision = "32-true"
+    scale_learning_rate(cfg)
     check(cfg)
 
 
 def test_the_groups_that_people_are_promised() -> None:
     promised = {
         "data": {"cifar10", "cifar100", "image_folder", "shapes"},
-        "model": {"resnet18", "vgg16"},
+        "model": {"resnet18", "vgg16", "two_layer"},
         "optimizer": {"sgd", "adamw"},
         "scheduler": {"none", "cosine", "one_cycle"},
         "trainer": {"default", "cpu", "gpu", "ddp"},
         "logger": {"tensorboard", "csv", "none"},
         "debug": {"fast", "overfit", "profile"},
-        "experiment": {"seed", "demo"},
+        "experiment": {"seed", "demo", "batch_size", "normalization", "finetune"},
     }
     for group, names in promised.items():
         assert {f"{group}={name}" for name in names} <= set(CHOICES)
 
 
 def test_every_callback_of_the_default_stands_alone_under_its_file_name() -> None:
-    callbacks = plain(composed())["callbacks"]
-    files = {file.stem for file in (CONF / "callbacks").glob("*.yaml")} - {"default"}
-    assert set(callbacks) == files
+    default = plain(composed())["callbacks"]
+    assert set(default) == DEFAULT
+
+
+DEFAULT = set(OmegaConf.load(CONF / "callbacks" / "default.yaml").defaults)
+OPTIONAL = {f.stem for f in (CONF / "callbacks").glob("*.yaml")} - DEFAULT - {"default"}
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONAL))
+@pytest.mark.parametrize("form", ["callbacks={}", "callbacks=[default,{}]"])
+def test_any_other_callback_is_one_override_and_comes_beside_those(name: str, form: str) -> None:
+    cfg = composed(form.format(name), "num_classes=10", "total_steps=100")
+    cfg.trainer.precision = "32-true"
+    assert set(cfg.callbacks) == DEFAULT | {name}
+    check(cfg)
+
+
+def test_several_of_them_can_be_chosen_at_once() -> None:
+    callbacks = composed("callbacks=[lr_finder,finetuning]")["callbacks"]
+    assert set(callbacks) == DEFAULT | {"lr_finder", "finetuning"}
 
 
 @pytest.mark.parametrize("model", ["resnet18", "vgg16"])

@@ -23,6 +23,7 @@ from litvision.callbacks.result import Result
 from litvision.classifier import ImageClassifier
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
+from litvision.initialize import initialize
 from litvision.preflight import (
     ANY,
     build,
@@ -90,7 +91,7 @@ def assemble(cfg: DictConfig) -> Run:
     scaled = scale_learning_rate(cfg)
     use_hardware(cfg)
     check_before_reading(cfg)
-    resume_from, resumed_config = find_checkpoint(cfg.resume)
+    resume_from, resumed = find_checkpoint(cfg.resume)
     trainer = build_trainer(cfg)
     datamodule = build_datamodule(cfg.data)
     datamodule.trainer = trainer  # the number of devices decides the number of steps
@@ -108,9 +109,15 @@ def assemble(cfg: DictConfig) -> Run:
         classifier = build(cfg.model, optimizer=optimizer, scheduler=scheduler)
     try_network(classifier, datamodule)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    if resumed_config is not None:
-        same_run(resumed_config, resolved)
+    if resumed is not None:
+        same_run(resumed["config"], resolved)
     classifier.card = card(resolved, datamodule)
+    initialized = None
+    if resumed is not None:  # whose weights are all there
+        classifier.card["loaded"] = resumed.get("loaded", [])
+    elif cfg.init_from is not None:
+        initialized = initialize(classifier.network, cfg.init_from)
+        classifier.card["loaded"] = initialized.loaded
     if trainer.is_global_zero:
         folder = Path(cfg.run_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +125,9 @@ def assemble(cfg: DictConfig) -> Run:
         log.info(statement(cfg, trainer, datamodule))
         if scaled:
             log.info(scaled)
+        if initialized:
+            log.info(initialized)
+            initialized.save(folder)
     return Run(cfg, datamodule, classifier, trainer, resume_from)
 
 
@@ -235,7 +245,7 @@ def card(config: Any, datamodule: ImageDataModule) -> dict[str, Any]:
 
 
 def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | None]:
-    """Return the checkpoint to resume from, and the config that it was trained with.
+    """Return the checkpoint to resume from, and what it says about itself, its config included.
 
     Args:
         resume: the file, or a run's folder for the last one in it; None: start afresh.
@@ -245,7 +255,7 @@ def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | No
     path = Path(resume)
     if path.is_dir():
         path = path / "checkpoints" / "last.ckpt"
-    return str(path), checkpoints.read(path, "resume")["litvision"]["config"]
+    return str(path), checkpoints.read(path, "resume")["litvision"]
 
 
 def _counted(number: int, thing: str) -> str:

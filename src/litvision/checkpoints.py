@@ -8,6 +8,7 @@ A checkpoint is Lightning's own, plus one entry, `litvision`, of plain values:
     classes     names, in the order of the logits
     mean, std   per channel, in units of 0 to 1, as the pictures were normalised
     image_size  [height, width] in pixels
+    loaded      names of the tensors that training began with, if `init_from` gave some
 """
 
 from __future__ import annotations

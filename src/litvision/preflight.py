@@ -33,6 +33,7 @@ class Shared(TypedDict):
     monitor: str
     mode: Literal["min", "max"]
     test: bool
+    init_from: str | None
     resume: str | None
 
 

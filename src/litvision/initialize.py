@@ -1,0 +1,133 @@
+"""Begin with trained weights: `init_from=<checkpoint, run folder, or imagenet>`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from litvision import checkpoints
+from litvision.errors import UserError
+
+IMAGENET = "imagenet"
+# Networks of this project whose tensors have the names of torchvision's.
+TORCHVISION = {"ResNet18": "resnet18", "VGG16": "vgg16_bn"}
+
+
+@dataclass
+class Initialization:
+    """What became of each tensor of a network: names as in its state dict."""
+
+    source: str
+    loaded: list[str]
+    replaced: list[str]
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        some = ", ".join(self.replaced[:6]) + (", …" if len(self.replaced) > 6 else "")
+        return (
+            f"initialized from {self.source}: {len(self.loaded)} tensors loaded, "
+            f"{len(self.replaced)} replaced ({some})"
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write all names to `initialized.json`."""
+        text = json.dumps(asdict(self), indent=2) + "\n"
+        Path(folder, "initialized.json").write_text(text, encoding="utf-8")
+
+
+def initialize(network: nn.Module, init_from: str) -> Initialization:
+    """Copy into `network` whatever fits of trained weights, but not the last layer.
+
+    The last layer is the last module with parameters of its own; it stays as it was initialised,
+    for the new classes, and so does a tensor of another shape (`conv1.weight` of ImageNet's
+    networks, or of one for grey pictures).
+
+    Args:
+        network: changed in place.
+        init_from: a checkpoint of this project; a run's folder, for the best one in it; or
+            "imagenet", for the weights that torchvision trained on ImageNet.
+
+    Raises:
+        UserError: they cannot be read or downloaded, are another network's, or none fits.
+    """
+    source, theirs = _read(network, init_from)
+    head = last_layer(network)
+    ours = network.state_dict()
+    body = [name for name in ours if not name.startswith(f"{head}.")]
+    others = [name for name in theirs if not name.startswith(f"{head}.")]
+    missing = [name for name in body if name not in theirs]
+    unexpected = [name for name in others if name not in ours]
+    if missing or unexpected:
+        lacks = f"lacks {missing[0]}" if missing else ""
+        has = f"has {unexpected[0]}, which {type(network).__name__} has not" if unexpected else ""
+        raise UserError(
+            f"init_from: {source} holds another network than {type(network).__name__}: it "
+            f"{' and '.join(filter(None, (lacks, has)))}. Give one that was trained with the same "
+            "model.network, or choose its model=…."
+        )
+    loaded = [name for name in body if ours[name].shape == theirs[name].shape]
+    if not loaded:
+        raise UserError(
+            f"init_from: no tensor of {source} fits {type(network).__name__}: their shapes differ. "
+            "Give the same model.network options as it was trained with."
+        )
+    with torch.no_grad():
+        for name in loaded:
+            ours[name].copy_(theirs[name])
+    return Initialization(source, loaded, [name for name in ours if name not in loaded])
+
+
+def last_layer(network: nn.Module) -> str:
+    """Return the name of the last module, in the order of definition, with own parameters.
+
+    Raises:
+        UserError: the network is a single layer.
+    """
+    names = [name for name, m in network.named_modules() if list(m.parameters(recurse=False))]
+    if not names or not names[-1]:
+        raise UserError(
+            f"init_from: {type(network).__name__} has no layer before its last: nothing to load."
+        )
+    return names[-1]
+
+
+def _read(network: nn.Module, init_from: str) -> tuple[str, dict[str, Tensor]]:
+    if init_from == IMAGENET:
+        return _imagenet(network)
+    path = Path(init_from)
+    if path.is_dir():
+        saved = [path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+        path = next((file for file in saved if file.exists()), path)
+    content: dict[str, Any] = checkpoints.read(path, "init_from")
+    prefix = "network."
+    tensors = content["state_dict"].items()
+    return str(path), {
+        name.removeprefix(prefix): tensor for name, tensor in tensors if name.startswith(prefix)
+    }
+
+
+def _imagenet(network: nn.Module) -> tuple[str, dict[str, Tensor]]:
+    """Return torchvision's weights of the same architecture, downloaded once into torch's cache."""
+    import torchvision
+
+    name = TORCHVISION.get(type(network).__name__)
+    if name is None:
+        raise UserError(
+            f"init_from=imagenet has weights for {' and '.join(TORCHVISION)}, not for "
+            f"{type(network).__name__}: give a checkpoint."
+        )
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+        raise UserError(
+            f"init_from=imagenet: {weights.url} could not be downloaded "
+            f"({' '.join(str(error).split())}). Put that file at {file}, or give a checkpoint."
+        ) from error
+    return f"torchvision's {name} ({weights})", dict(state)
