@@ -48,6 +48,12 @@ class BestCheckpoint(Validated, ModelCheckpoint):
         self._best_epoch = trainer.current_epoch  # first, so that the file to be saved holds it
         super()._update_best_and_save(current, trainer, *args)
 
+    def forget(self) -> None:
+        """Compare with later epochs only; the file that was the best is replaced by the next."""
+        self.best_model_score = self._best_epoch = None
+        self.best_k_models = {}
+        self.best_model_path = self.kth_best_model_path = ""
+
     def state_dict(self) -> dict[str, Any]:
         """Return Lightning's state and the best epoch."""
         return {**super().state_dict(), "best_epoch": self._best_epoch}

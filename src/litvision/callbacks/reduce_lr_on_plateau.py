@@ -90,3 +90,8 @@ class ReduceLROnPlateau(Validated, L.Callback):
             )
         assert self.schedule is not None
         self.schedule.step(torch.as_tensor(value).item())
+
+    def forget(self) -> None:
+        """Compare with later epochs only; the learning rate stays where it is."""
+        if self.schedule is not None:
+            self.schedule._reset()
