@@ -163,3 +163,40 @@ def test_table_counts_each_class() -> None:
         "cat         75.00%  3 of 4",
         "dog              -  0 of 0",
     ]
+
+
+def test_sparse_accuracy_stands_beside_the_dense_one(
+    trained: Trained, run: Run, tmp_path: Path
+) -> None:
+    """TinyNet has a first convolution and a last layer; with an own one between them, 2:4 works."""
+    done = run("evaluate", f"checkpoint={trained.checkpoint}", *EVALUATE, "sparse=true")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: 2:4 sparsity finds no layer to prune in TinyNet: conv: 3 inputs, not a multiple of "
+    )
+
+    network = ["model.network._target_=callbacks.test_sparsity.Small"]
+    sparse = ["callbacks=sparsity_2_4", "callbacks.sparsity_2_4.start_epoch=8"]
+    options = [o for o in TRAIN if not o.startswith("model")]
+    made = run("train", *options, *network, *sparse, f"data.root={trained.pictures}")
+    assert made.returncode == 0, made.stderr
+    (folder,) = (tmp_path / "logs" / "default").iterdir()
+    reports = {}
+    for name in ("best", "best_dense"):
+        checkpoint = folder / "checkpoints" / f"{name}.ckpt"
+        shutil.rmtree(tmp_path / "logs" / "evaluate", ignore_errors=True)
+        trust = ["trust=[callbacks.*]", *EVALUATE[1:]]
+        done = run("evaluate", f"checkpoint={checkpoint}", *trust, "sparse=true")
+        assert done.returncode == 0, done.stderr
+        reports[name] = (evaluation(tmp_path), done.stdout)
+    found, text = reports["best"]
+    assert found["sparse/zeroed"] == 0
+    assert found["sparse/acc"] == found["test/acc"]
+    assert "the same weights: they were 2:4 sparse already" in text
+    found, text = reports["best_dense"]
+    assert found["sparse/zeroed"] == 336
+    assert found["sparse/loss"] != found["test/loss"]
+    share = f"2:4 sparse accuracy  {found['sparse/acc']:.2%}, dense {found['test/acc']:.2%}; "
+    assert share + "336 weights of 2 layers set to zero" in text
+    assert "on sparse tensor cores  0 of 2 layers" in text
+    assert "1 not: torch multiplies no sparse convolutions" in text

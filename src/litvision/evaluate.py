@@ -13,18 +13,20 @@ from litvision.commandline import command
 from litvision.errors import UserError
 
 if TYPE_CHECKING:
+    import lightning as L
     from torch import Tensor
+
+    from litvision.classifier import ImageClassifier
+    from litvision.datamodule import ImageDataModule
 
 
 @command("evaluate")
 def main(cfg: DictConfig) -> float:
     """Rebuild the classifier of `cfg.checkpoint`, test it, print a table, return the accuracy."""
-    import lightning as L
-
     from litvision import assemble, checkpoints, preflight
     from litvision.callbacks.confusion import Confusion
     from litvision.callbacks.progress import progress
-    from litvision.validation import check
+    from litvision.validation import check, check_value
 
     preflight.settle_logging()
     content = checkpoints.read(cfg.checkpoint)
@@ -39,6 +41,7 @@ def main(cfg: DictConfig) -> float:
         cfg.data = data_config(cfg.data, card)
     assemble.use_hardware(cfg)
     check(cfg)
+    check_value("sparse", cfg.sparse, bool)
     if cfg.split not in ("train", "val", "test"):
         raise UserError(f"split={cfg.split!r} does not fit: it takes one of train, val, test.")
     classifier = checkpoints.rebuild(content, cfg.checkpoint, cfg.trust)
@@ -57,16 +60,46 @@ def main(cfg: DictConfig) -> float:
         )
     metrics = dict(trainer.test(classifier, datamodule, verbose=False)[0])
     assert confusion.matrix is not None
+    result = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, **metrics}
+    result |= {
+        f"acc/{name}": _share(confusion.matrix, label) for label, name in enumerate(card["classes"])
+    }
+    text = table(card["classes"], metrics, confusion.matrix)
+    if cfg.sparse:
+        text += "\n\n" + test_sparse(trainer, classifier, datamodule, result)
     if trainer.is_global_zero:
-        result = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, **metrics}
-        result |= {
-            f"acc/{name}": _share(confusion.matrix, label)
-            for label, name in enumerate(card["classes"])
-        }
         Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
         Path(cfg.run_dir, "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
-        print(table(card["classes"], metrics, confusion.matrix), flush=True)
+        print(text, flush=True)
     return metrics["test/acc"]
+
+
+def test_sparse(
+    trainer: L.Trainer, classifier: ImageClassifier, datamodule: ImageDataModule, result: Any
+) -> str:
+    """Prune the classifier 2:4, test it again, add to `result`, and return lines of text."""
+    import torch
+
+    from litvision import sparsity
+
+    network = classifier.network
+    changed, layers = sparsity.prune(network), sparsity.covered(network).layers
+    dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float16
+    network.to(trainer.strategy.root_device)
+    reasons = sparsity.accelerate(network, dtype)
+    metrics = dict(trainer.test(classifier, datamodule, verbose=False)[0])
+    result |= {f"sparse/{name.removeprefix('test/')}": value for name, value in metrics.items()}
+    result["sparse/zeroed"] = changed
+    zeroed = f"{changed:,} weights of {len(layers)} layers set to zero"
+    lines = [
+        f"2:4 sparse accuracy  {metrics['test/acc']:.2%}, dense {result['test/acc']:.2%}; "
+        + (zeroed if changed else "the same weights: they were 2:4 sparse already"),
+    ]
+    whys = [why for why in reasons.values() if why]
+    count = len(layers) - len(whys)
+    lines.append(f"on sparse tensor cores  {count} of {len(layers)} layers")
+    lines += [f"  {whys.count(why)} not: {why}" for why in dict.fromkeys(whys)]
+    return "\n".join(lines)
 
 
 def data_config(data: DictConfig, card: dict[str, Any]) -> DictConfig:
