@@ -26,7 +26,7 @@ SOURCE = Path(__file__).parents[1] / "src"
         (
             "model=resnet19",
             "error: model=resnet19: there is no 'resnet19' in model. Nearest: resnet18. "
-            "All of model: resnet18, vgg16.",
+            "All of model: resnet18, two_layer, vgg16.",
         ),
         (
             "experiment=sead",

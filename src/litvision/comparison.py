@@ -93,7 +93,7 @@ class Comparison(Callback):
         axes.set_xlabel(self.x)
         axes.set_ylabel(f"{self.metric}, %" if self.percent else self.metric)
         axes.grid(alpha=0.3)
-        axes.legend(title=self.line)
+        figure.legend(title=self.line, loc="outside right upper")
         figure.savefig(path, dpi=120)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from conftest import Compose
 from litvision import hardware
 from litvision.assemble import Run, assemble
 from litvision.callbacks.batch_size_finder import LargestBatch
+from litvision.callbacks.lr_finder import smoothed, steepest
 from litvision.errors import UserError
 from tiny import TinyLinear
 
@@ -31,6 +33,13 @@ class Full(TinyLinear):
         if self.training and len(images) > 8:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
         return super().forward(images)
+
+
+class Deaf(TinyLinear):
+    """Gives every picture the same loss."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * 0
 
 
 def trained(cfg: Any) -> Run:
@@ -63,11 +72,12 @@ def test_a_learning_rate_is_suggested_and_drawn(
     caplog.set_level(logging.INFO)
     run = trained(compose_train(*LR, *QUIET, "callbacks.lr_finder.max_lr=10"))
     (finder,) = [c for c in run.trainer.callbacks if type(c).__name__ == "LRFinder"]
-    rates = finder.optimal_lr.results["lr"]
-    assert rates[0] == pytest.approx(1e-6, rel=1)
-    assert rates == sorted(rates)
-    rate = finder.optimal_lr.suggestion()
-    assert 1e-6 < rate < 10
+    assert finder.rates[0] == pytest.approx(1e-6, rel=1)
+    assert finder.rates == sorted(finder.rates)
+    # At the lowest rates nothing is learned yet: the loss is that of a guess among ten classes.
+    assert finder.losses[0] == pytest.approx(math.log(10), rel=0.2)
+    rate = steepest(finder.rates, finder.losses)
+    assert rate in finder.rates
     picture = tmp_path / "run" / "figures" / "lr_finder.png"
     assert Image.open(picture).size == (720, 480)
     line = f"suggested learning rate {rate:.2g}, to train with it: optimizer.lr={rate:.2g}; "
@@ -80,8 +90,12 @@ def test_the_suggestion_is_applied_where_asked_for(compose_train: Compose) -> No
     apply = ["callbacks.lr_finder.apply=true", "callbacks.lr_finder.early_stop_threshold=null"]
     run = trained(compose_train(*LR, *QUIET, *apply))
     (finder,) = [c for c in run.trainer.callbacks if type(c).__name__ == "LRFinder"]
-    assert run.trainer.optimizers[0].param_groups[0]["lr"] == finder.optimal_lr.suggestion() != 0.01
-    assert len(finder.optimal_lr.results["lr"]) == 30  # though an epoch has 2 iterations
+    assert (
+        run.trainer.optimizers[0].param_groups[0]["lr"]
+        == steepest(finder.rates, finder.losses)
+        != 0.01
+    )
+    assert len(finder.rates) == len(finder.losses) == 30  # though an epoch has 2 iterations
 
 
 def test_a_loss_that_is_not_finite_ends_neither_the_search_nor_the_run(
@@ -92,8 +106,37 @@ def test_a_loss_that_is_not_finite_ends_neither_the_search_nor_the_run(
     run = trained(compose_train(*LR, *QUIET, *network, *options))
     assert run.classifier.stop_if_not_finite
     (finder,) = [c for c in run.trainer.callbacks if type(c).__name__ == "LRFinder"]
-    assert not all(map(torch.isfinite, torch.tensor(finder.optimal_lr.results["loss"])))
+    assert not all(map(torch.isfinite, torch.tensor(finder.losses)))
     assert all(torch.isfinite(weight).all() for weight in weights(run))
+
+
+def test_the_smoothed_curve_neither_lags_nor_goes_on_behind_what_is_not_finite() -> None:
+    line = [float(i) for i in range(100)]
+    assert smoothed(line) == pytest.approx(line)
+    losses = [2.0] * 20 + [7.0] + [2.0] * 20
+    assert smoothed(losses)[20] == pytest.approx((4 * 2 + 7) / 5)  # a twentieth to either side
+    assert smoothed([1.0, 2.0, 6.0, float("inf"), 0.0]) == [1.0, 3.0, 6.0]
+
+
+@pytest.mark.parametrize("log_scale", [True, False])
+def test_the_suggestion_is_where_the_loss_falls_most_steeply(log_scale: bool) -> None:
+    """Falls by a logistic curve around 1e-3 (or 0.5), then runs away."""
+    where = torch.linspace(-6, 0, 100) if log_scale else torch.linspace(0.01, 1, 100)
+    middle, width = (-3, 0.3) if log_scale else (0.5, 0.03)
+    losses = 2.3 - torch.sigmoid((where - middle) / width)
+    losses[80:] += torch.arange(1, 21) ** 2
+    rates = (10**where if log_scale else where).tolist()
+    rate = steepest(rates, losses.tolist(), log_scale)
+    assert rate == pytest.approx(1e-3 if log_scale else 0.5, rel=0.15)
+    assert steepest(rates, [float(i) for i in range(100)], log_scale) is None
+
+
+def test_where_the_loss_never_falls_nothing_is_suggested(
+    compose_train: Compose, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = ["model.network._target_=callbacks.test_finders.Deaf"]
+    trained(compose_train(*LR, *QUIET, *network))
+    assert any("suggests no rate: the loss fell at none" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import LearningRateFinder
+from matplotlib.figure import Figure
 from pydantic import Field
+from torch import Tensor
 
 from litvision.errors import UserError
 
@@ -20,9 +26,13 @@ class LRFinder(LearningRateFinder):
 
     A learning rate range test (Smith 2015, arXiv 1506.01186): the rate rises from `min_lr` to
     `max_lr` over `num_training_steps` steps, or until the loss has grown to
-    `early_stop_threshold` times its lowest. Suggested is the rate at which the smoothed loss falls
-    most steeply. Then weights, optimizer and data are as before. The picture is
+    `early_stop_threshold` times its lowest. Suggested is the rate at which the loss falls most
+    steeply (`steepest`). Then weights, optimizer and data are as before. The picture is
     `figures/lr_finder.png` in the run's folder.
+
+    The curve is this class's own: Lightning's running average starts at half the loss and lags 50
+    steps behind (its issue 14167), and its suggestion takes the slope over the rate itself where
+    the rate rises by factors, which picks the smallest rates (its issue 21141).
 
     Args:
         min_lr, max_lr: the first and the last rate.
@@ -54,6 +64,8 @@ class LRFinder(LearningRateFinder):
             min_lr, max_lr, num_training_steps, mode, early_stop_threshold, update_attr=False
         )
         self.apply = apply
+        self.rates: list[float] = []
+        self.losses: list[float] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Run the test, draw it, and say what it suggests; a resumed run has it behind itself."""
@@ -68,17 +80,34 @@ class LRFinder(LearningRateFinder):
         epochs, watching = trainer.fit_loop.max_epochs, classifier.stop_if_not_finite
         trainer.fit_loop.max_epochs = -1  # few pictures, or few epochs, shall not end it early
         classifier.stop_if_not_finite = False  # it goes up to where the loss runs away
+        seen: dict[float, list[Tensor]] = {}
+        step = classifier.training_step
+
+        def watched(batch: Any, batch_idx: int) -> Tensor:
+            loss = step(batch, batch_idx)
+            # Batches that are joined to one step share a rate.
+            seen.setdefault(trainer.optimizers[0].param_groups[0]["lr"], []).append(loss.detach())
+            return loss
+
+        classifier.training_step = watched
         try:
             super().on_fit_start(trainer, pl_module)
         finally:
+            del classifier.training_step  # the class's own is there again
             trainer.fit_loop.max_epochs = epochs
             classifier.stop_if_not_finite = watching
-        found = self.optimal_lr
-        if found is None:  # trainer.fast_dev_run
+        if self.optimal_lr is None:  # trainer.fast_dev_run
             return
-        rate = found.suggestion()
+        self.rates = list(seen)
+        self.losses = [float(torch.stack(losses).mean()) for losses in seen.values()]
+        rate = steepest(self.rates, self.losses, log_scale=self._mode == "exponential")
+        rate = trainer.strategy.broadcast(rate)
         if rate is None:
-            log.warning("The learning rate finder saw too few steps to suggest a rate.")
+            log.warning(
+                "The learning rate finder suggests no rate: the loss fell at none from "
+                f"{self.rates[0]:.2g} to {self.rates[-1]:.2g}. Let it see others: "
+                "callbacks.lr_finder.min_lr and max_lr."
+            )
             return
         path = Path(trainer.default_root_dir) / "figures" / "lr_finder.png"
         if trainer.is_global_zero:
@@ -91,12 +120,65 @@ class LRFinder(LearningRateFinder):
         log.info(f"suggested learning rate {rate:.2g}, {then}; picture: {path}")
 
     def _draw(self, path: Path, rate: float) -> None:
-        import matplotlib.pyplot as plt
-
-        figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-        assert self.optimal_lr is not None
-        self.optimal_lr.plot(suggest=True, ax=axes)
-        axes.set_title(f"suggested: {rate:.2g}")
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        smooth = smoothed(self.losses)
+        axes.plot(self.rates, self.losses, color="C0", alpha=0.3, label="loss")
+        axes.plot(self.rates[: len(smooth)], smooth, color="C0", label="smoothed")
+        axes.axvline(rate, color="C3", linestyle="--", label=f"suggested: {rate:.2g}")
+        if self._mode == "exponential":
+            axes.set_xscale("log")
+        finite = [loss for loss in smooth if math.isfinite(loss)]
+        if finite:  # what happens after the loss ran away would flatten all before
+            low, high = min(finite), min(max(finite), 3 * finite[0])
+            axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("train/loss")
         axes.grid(alpha=0.3)
+        axes.legend()
         figure.savefig(path, dpi=120)
-        plt.close(figure)
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """Return the mean of each loss and its neighbours, a twentieth of all to either side.
+
+    Ends with the last loss before the first that is not finite. Near the ends there are fewer
+    neighbours, as many on one side as on the other, so that the curve does not lag.
+    """
+    reach = _reach(losses)
+    end = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+    means = []
+    for i in range(end):
+        near = min(reach, i, end - 1 - i)
+        means.append(statistics.fmean(losses[i - near : i + near + 1]))
+    return means
+
+
+def steepest(
+    rates: Sequence[float], losses: Sequence[float], log_scale: bool = True
+) -> float | None:
+    """Return the rate at which the smoothed loss falls most steeply, before it is lowest.
+
+    Args:
+        rates: rising learning rates.
+        losses: the loss at each.
+        log_scale: take the slope over the logarithm of the rate; False: over the rate.
+
+    Returns:
+        one of `rates`; None where the loss does not fall anywhere.
+    """
+    smooth, reach = smoothed(losses), _reach(losses)
+    if len(smooth) < 2 * reach + 1:
+        return None
+    at = torch.tensor(rates[: len(smooth)], dtype=torch.float64)
+    slopes = torch.gradient(
+        torch.tensor(smooth, dtype=torch.float64), spacing=(at.log() if log_scale else at,)
+    )[0]
+    # Where neighbours are few, the slope is noise.
+    lowest = min(range(reach, len(smooth) - reach), key=smooth.__getitem__)
+    best = reach + int(slopes[reach : lowest + 1].argmin())
+    return rates[best] if slopes[best] < 0 else None
+
+
+def _reach(losses: Sequence[float]) -> int:
+    return max(1, len(losses) // 20)
