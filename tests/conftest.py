@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
-import os
 import pickle
 import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
+from commands import run_command
 from litvision.commandline import CONF
 
 
@@ -202,22 +201,6 @@ def compose_train(tmp_path: Path) -> Compose:
 
 
 Run = Callable[..., subprocess.CompletedProcess]
-
-
-def run_command(folder: Path, module: str, *arguments: str) -> Any:
-    """Run a command of the package in a process of its own, in `folder`, as a person does."""
-    folder.mkdir(exist_ok=True)
-    tests = Path(__file__).parent
-    return subprocess.run(
-        [sys.executable, "-m", f"litvision.{module}", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent / "src"), str(tests)])},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
 
 
 @pytest.fixture

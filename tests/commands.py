@@ -1,0 +1,62 @@
+"""Run a command of the package in a process of its own, without importing torch each time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+# Forked from a process that has imported what takes seconds, and nothing of the package itself.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(
+    ["hydra.main", "lightning", "matplotlib.figure", "pydantic", "tensorboard", "torchvision"]
+)
+
+
+def run_command(
+    folder: Path, module: str, *arguments: str, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m litvision.<module> <arguments>` in `folder`, as a person does.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was killed.
+    """
+    folder.mkdir(exist_ok=True)
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([str(tests.parent / "src"), str(tests)])
+    streams = folder / ".stdout", folder / ".stderr"
+    process = _PROCESSES.Process(
+        target=_run,
+        args=(folder, module, arguments, {**os.environ, "PYTHONPATH": paths}, streams),
+    )
+    process.start()
+    process.join(timeout)
+    texts = [stream.read_text(encoding="utf-8") for stream in streams]
+    for stream in streams:
+        stream.unlink()
+    if process.exitcode is None:
+        process.kill()
+        raise subprocess.TimeoutExpired([module, *arguments], timeout, *texts)
+    return subprocess.CompletedProcess([module, *arguments], process.exitcode, *texts)
+
+
+def _run(
+    folder: Path,
+    module: str,
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    streams: tuple[Path, Path],
+) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for descriptor, stream in enumerate(streams, start=1):
+        opened = os.open(stream, os.O_WRONLY | os.O_CREAT)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)
+    sys.argv[1:] = arguments
+    runpy.run_module(f"litvision.{module}", run_name="__main__", alter_sys=True)
