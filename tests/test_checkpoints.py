@@ -105,7 +105,7 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -
     save(tmp_path / "newer.ckpt", newer)
     for name, reason in {
         "missing.ckpt": "There is no checkpoint at",
-        "": "is a folder, not a checkpoint",
+        "": "is a folder without a checkpoint",
         "cut.ckpt": "cannot be read as a checkpoint",
         "empty.ckpt": "cannot be read as a checkpoint",
         "metrics.csv": "cannot be read as a checkpoint",
@@ -117,3 +117,14 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(tmp_path: Path) -
         with pytest.raises(UserError, match=reason) as error:
             checkpoints.read(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_a_run_folder_means_its_best_checkpoint_else_its_last(tmp_path: Path) -> None:
+    saved = tmp_path / "checkpoints"
+    saved.mkdir()
+    assert checkpoints.find(tmp_path) == tmp_path
+    for name in ("last", "best"):
+        (saved / f"{name}.ckpt").touch()
+        assert checkpoints.find(tmp_path) == saved / f"{name}.ckpt"
+    assert checkpoints.find(tmp_path, ["last"]) == saved / "last.ckpt"
+    assert checkpoints.find(saved / "last.ckpt") == saved / "last.ckpt"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
 
+from commands import run_command
 from litvision.commandline import CONF
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +56,95 @@ def test_a_command_in_the_docs_can_be_typed(page: str, command: str) -> None:
                 overrides.append(f"{override.get_key_element()}={first}")
         with initialize_config_dir(str(CONF)):
             compose("evaluate" if target == "evaluate" else "train", overrides)
+
+
+RUN = [
+    (page, command)
+    for page, command in COMMANDS
+    if page != "README.md" and command.split()[1] in ("train", "demo", "evaluate")
+]
+CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+FOLDER = "logs/default/2026-01-31_12-00-00"  # what the docs call the run that came before
+SHORT = [
+    "trainer.accelerator=cpu",
+    "trainer.limit_train_batches=1",
+    "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1",
+    "trainer.max_epochs=2",
+]
+# What else makes a command short: where it says the first, or says nothing of it, the rest follows.
+SHORTER = {
+    "experiment=batch_size": ["data.batch_size=8,16"],
+    "experiment=normalization": ["data.batch_size=8"],
+    "callbacks=lr_finder": ["callbacks.lr_finder.num_training_steps=15"],
+    "callbacks=batch_size_finder": ["callbacks.batch_size_finder.max_val=16"],
+    "callbacks.finetuning.unfreeze_at_epoch=5": ["callbacks.finetuning.unfreeze_at_epoch=1"],
+    "callbacks=sparsity_2_4": ["callbacks.sparsity_2_4.start_epoch=1"],
+    "callbacks=pruning": ["callbacks.pruning.at_epochs=[1]"],
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the docs' commands can be typed: pictures, and a run that came before."""
+    folder = tmp_path_factory.mktemp("place")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 10), ("test", 2)):
+        for name in CLASSES:
+            target = folder / "data" / "cifar10-jpeg" / split / name
+            target.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(target / f"{index}.png")
+    done = run_command(folder, "train", *shortened(["model=vgg16"]), f"hydra.run.dir={FOLDER}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def shortened(arguments: list[str], target: str = "train") -> list[str]:
+    """The same command on little data and for two steps; what it says is not left out."""
+    if target == "evaluate":
+        return [*arguments, "trainer.accelerator=cpu"]
+    if target == "demo":
+        arguments = [*arguments, "data.train_size=40", "data.test_size=20"]
+    elif not any(argument.startswith("data=") for argument in arguments):
+        arguments = ["data=image_folder", "data.root=data/cifar10-jpeg", *arguments]
+    more = [extra for key, extras in SHORTER.items() if key in arguments for extra in extras]
+    if not any("batch_size=" in argument for argument in [*more, *arguments]):
+        more.append("data.batch_size=16")
+    return [*arguments, *SHORT, *more]
+
+
+@pytest.mark.parametrize(("page", "command"), RUN)
+def test_a_command_in_the_docs_does_what_it_is_there_for(
+    place: Path, page: str, command: str
+) -> None:
+    _, target, *variables = shlex.split(command, comments=True)
+    arguments = shlex.split(variables[0].removeprefix("ARGS=")) if variables else []
+    module = "train" if target == "demo" else target
+    recipe = ["experiment=demo"] if target == "demo" else []
+    before = set(place.glob("logs/*/*/"))
+    done = run_command(place, module, *recipe, *shortened(arguments, target))
+    assert done.returncode == 0, done.stderr
+    (folder,) = set(place.glob("logs/*/*/")) - before
+    if target == "evaluate":
+        assert json.loads((folder / "evaluation.json").read_text())["test/acc"] >= 0
+    else:
+        results = [*folder.glob("result.json"), *folder.glob("*/result.json")]
+        assert results
+        for result in results:
+            assert json.loads(result.read_text())["state"] == "done"
+    if (folder / "multirun.yaml").exists():
+        assert (folder / "comparison.md").read_text() in done.stdout
+        assert Image.open(folder / "comparison.png").size[0] > 500
+    shutil.rmtree(folder)
+
+
+def test_tests_that_the_docs_name_are_there() -> None:
+    named = [re.findall(r"tests/[\w/.]+", command) for _, command in COMMANDS if "tests/" in command]
+    assert named
+    for (path,) in named:
+        assert (ROOT / path).exists(), path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

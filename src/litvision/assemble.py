@@ -252,9 +252,7 @@ def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | No
     """
     if resume is None:
         return None, None
-    path = Path(resume)
-    if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt"
+    path = checkpoints.find(resume, ["last"])
     return str(path), checkpoints.read(path, "resume")["litvision"]
 
 

@@ -36,6 +36,18 @@ TRUSTED = (
 )
 
 
+def find(path: str | Path, names: Iterable[str] = ("best", "last")) -> Path:
+    """Return the checkpoint that is meant by a file or a run's folder.
+
+    Args:
+        path: a file, or a folder with `checkpoints/` in it.
+        names: which one of a folder to take, the first that is there.
+    """
+    path = Path(path)
+    saved = [path / "checkpoints" / f"{name}.ckpt" for name in names]
+    return next((file for file in saved if file.exists()), path)
+
+
 def read(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
     """Load a checkpoint's content without running anything that it holds.
 
@@ -49,12 +61,13 @@ def read(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise UserError(
-            f"There is no checkpoint at {path}: give {key}=<a file in a run's checkpoints folder>."
+            f"There is no checkpoint at {path}: give {key}=<a run's folder, or a file in its "
+            "checkpoints folder>."
         )
     if path.is_dir():
         raise UserError(
-            f"{path} is a folder, not a checkpoint: give the file in it, such as "
-            f"{path / 'checkpoints' / 'best.ckpt'}."
+            f"{path} is a folder without a checkpoint: it holds no checkpoints/best.ckpt or "
+            f"last.ckpt. Give {key}=<the folder of a run that saved one, or the file itself>."
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

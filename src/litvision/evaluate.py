@@ -29,14 +29,15 @@ def main(cfg: DictConfig) -> float:
     from litvision.validation import check, check_value
 
     preflight.settle_logging()
-    content = checkpoints.read(cfg.checkpoint)
+    path = checkpoints.find(cfg.checkpoint)
+    content = checkpoints.read(path)
     card = content["litvision"]
     chosen = "_target_" in cfg.data
     # Data chosen on the command line are the person's own; those in the checkpoint are not.
     trust: Any = preflight.ANY
     if not chosen:
         trust = (*checkpoints.TRUSTED, *cfg.trust)
-        checkpoints.refuse_untrusted(card["config"]["data"], trust, cfg.checkpoint)
+        checkpoints.refuse_untrusted(card["config"]["data"], trust, path)
     with open_dict(cfg):
         cfg.data = data_config(cfg.data, card)
     assemble.use_hardware(cfg)
@@ -44,7 +45,7 @@ def main(cfg: DictConfig) -> float:
     check_value("sparse", cfg.sparse, bool)
     if cfg.split not in ("train", "val", "test"):
         raise UserError(f"split={cfg.split!r} does not fit: it takes one of train, val, test.")
-    classifier = checkpoints.rebuild(content, cfg.checkpoint, cfg.trust)
+    classifier = checkpoints.rebuild(content, path, cfg.trust)
     datamodule = assemble.build_datamodule(cfg.data, trust)
     datamodule.test_split = cfg.split
     datamodule.prepare_data()
@@ -60,7 +61,7 @@ def main(cfg: DictConfig) -> float:
         )
     metrics = dict(trainer.test(classifier, datamodule, verbose=False)[0])
     assert confusion.matrix is not None
-    result = {"checkpoint": str(cfg.checkpoint), "split": cfg.split, **metrics}
+    result = {"checkpoint": str(path), "split": cfg.split, **metrics}
     result |= {
         f"acc/{name}": _share(confusion.matrix, label) for label, name in enumerate(card["classes"])
     }

@@ -99,10 +99,7 @@ def last_layer(network: nn.Module) -> str:
 def _read(network: nn.Module, init_from: str) -> tuple[str, dict[str, Tensor]]:
     if init_from == IMAGENET:
         return _imagenet(network)
-    path = Path(init_from)
-    if path.is_dir():
-        saved = [path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
-        path = next((file for file in saved if file.exists()), path)
+    path = checkpoints.find(init_from)
     content: dict[str, Any] = checkpoints.read(path, "init_from")
     prefix = "network."
     tensors = content["state_dict"].items()
