@@ -141,7 +141,9 @@ def test_a_command_in_the_docs_does_what_it_is_there_for(
 
 
 def test_tests_that_the_docs_name_are_there() -> None:
-    named = [re.findall(r"tests/[\w/.]+", command) for _, command in COMMANDS if "tests/" in command]
+    named = [
+        re.findall(r"tests/[\w/.]+", command) for _, command in COMMANDS if "tests/" in command
+    ]
     assert named
     for (path,) in named:
         assert (ROOT / path).exists(), path

@@ -130,7 +130,7 @@ class LRFinder(LearningRateFinder):
             axes.set_xscale("log")
         finite = [loss for loss in smooth if math.isfinite(loss)]
         if finite:  # what happens after the loss ran away would flatten all before
-            low, high = min(finite), min(max(finite), 3 * finite[0])
+            low, high = min(finite), min(max(finite), 1.5 * finite[0])
             axes.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
         axes.set_xlabel("learning rate")
         axes.set_ylabel("train/loss")
