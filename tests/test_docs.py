@@ -63,7 +63,7 @@ RUN = [
     for page, command in COMMANDS
     if page != "README.md" and command.split()[1] in ("train", "demo", "evaluate")
 ]
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 FOLDER = "logs/default/2026-01-31_12-00-00"  # what the docs call the run that came before
 SHORT = [
     "trainer.accelerator=cpu",

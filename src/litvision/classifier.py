@@ -77,7 +77,7 @@ class ImageClassifier(L.LightningModule):
         self.card = {}
         self.val_loss, self.val_acc = MeanMetric(), MeanMetric()
         self.test_loss, self.test_acc = MeanMetric(), MeanMetric()
-        self._layout = torch.contiguous_format
+        self.memory_layout = torch.contiguous_format
         self._unchecked: dict[int, tuple[int, float]] = {}  # batch: its step, its learning rate
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -94,15 +94,15 @@ class ImageClassifier(L.LightningModule):
         if wanted == "auto":
             device = self.trainer.strategy.root_device.type
             wanted = hardware.prefers_channels_last(device, str(self.trainer.precision))
-        self._layout = torch.channels_last if wanted else torch.contiguous_format
-        self.network.to(memory_format=self._layout)
+        self.memory_layout = torch.channels_last if wanted else torch.contiguous_format
+        self.network.to(memory_format=self.memory_layout)
         if stage == "fit" and self.compile_network:
             mode = None if self.compile_network is True else self.compile_network
             self.network.compile(mode=mode)  # in place: names in the state dict stay as they are
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits `[B, classes]` for normalised pictures, float `[B, C, H, W]`."""
-        return self.network(images.contiguous(memory_format=self._layout))
+        return self.network(images.contiguous(memory_format=self.memory_layout))
 
     # ------------------------------------------------------------------------------- training
 

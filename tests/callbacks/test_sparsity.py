@@ -224,11 +224,13 @@ def test_layers_that_cannot_run_sparse_here_say_why() -> None:
 PRUNING = ["callbacks=pruning", "callbacks.pruning.at_epochs=[1,2]", "logger=csv"]
 
 
-@pytest.mark.parametrize("lottery", [False, True])
+@pytest.mark.parametrize("channels_last", ["false", "true"])
+@pytest.mark.parametrize("lottery", ["false", "true"])
 def test_lightnings_pruning_masks_a_share_of_what_is_left_each_time(
-    compose_train: Compose, tmp_path: Path, lottery: bool
+    compose_train: Compose, tmp_path: Path, lottery: str, channels_last: str
 ) -> None:
-    options = [*PRUNING, f"callbacks.pruning.lottery_ticket={str(lottery).lower()}"]
+    options = [*PRUNING, f"callbacks.pruning.lottery_ticket={lottery}"]
+    options.append(f"model.channels_last={channels_last}")
     run = train(compose_train(NETWORK, *QUIET, *options, "callbacks.pruning.amount=0.5"))
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     shares = [float(row["sparsity"]) for row in rows if row["sparsity"]]
@@ -239,6 +241,8 @@ def test_lightnings_pruning_masks_a_share_of_what_is_left_each_time(
     layers = [m for m in run.classifier.network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     zeros = sum(int((layer.weight == 0).sum()) for layer in layers)
     assert zeros / sum(layer.weight.numel() for layer in layers) == pytest.approx(0.75, abs=1e-3)
+    if channels_last == "true":
+        assert layers[1].weight.is_contiguous(memory_format=torch.channels_last)
     run.trainer.test(run.classifier, run.datamodule, ckpt_path=run.checkpoint, verbose=False)
     assert 0 <= run.trainer.callback_metrics["test/acc"] <= 1
 

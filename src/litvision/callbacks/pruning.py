@@ -6,6 +6,7 @@ import logging
 from typing import Annotated, Any, Literal
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelPruning
 from pydantic import Field
 from torch import nn
@@ -86,7 +87,14 @@ class Pruning(ModelPruning):
         if epoch in self.at_epochs:
             first = epoch == self.at_epochs[0]
             forget_the_best(trainer, keep_as="best_dense" if first else "best_before")
+            module: Any = pl_module
+            # Torch flattens the weights by a view, which channels-last ones do not allow.
+            module.network.to(memory_format=torch.contiguous_format)
+            for layer, name in self._weights:
+                if f"{name}_mask" in dict(layer.named_buffers()):  # pruned before: no parameter
+                    setattr(layer, name, getattr(layer, name).contiguous())
             self._run_pruning(epoch)
+            module.network.to(memory_format=module.memory_layout)
             log.info(f"epoch {epoch + 1}: {self.sparsity:.1%} of the weights are zero from now on")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
