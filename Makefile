@@ -6,12 +6,12 @@
 #   PYTHON  the Python to make .venv with, where the first one found is not the one wanted (to
 #           change it later: make clean install PYTHON=…).
 
-.PHONY: help install demo train evaluate tensorboard bench test test-slow check format lock clean FORCE
+.PHONY: help install demo train sweep leaderboard optuna-dashboard evaluate tensorboard bench test test-slow check format lock clean FORCE
 .DEFAULT_GOAL := help
 
 help:
 	@awk -F ':.*## ' '/^## / { print "\n" substr($$0, 4) } \
-		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+		/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 	@echo; echo "Any command takes options:  make train ARGS='experiment=demo trainer.max_epochs=3'"
 
 ## Start
@@ -25,6 +25,15 @@ demo: .venv/.installed ## Train a small classifier from start to finish
 
 train: .venv/.installed ## Train as conf/train.yaml says, but for what ARGS changes
 	.venv/bin/python -m litvision.train $(value ARGS)
+
+sweep: .venv/.installed ## Train with every combination in conf/sweep/grid.yaml (ARGS='sweep=…')
+	.venv/bin/python -m litvision.train $(if $(filter sweep=%,$(value ARGS)),,sweep=grid) $(value ARGS)
+
+leaderboard: .venv/.installed ## List runs, the best first (ARGS='logs/grid --csv')
+	.venv/bin/python -m litvision.leaderboard $(value ARGS)
+
+optuna-dashboard: .venv/.installed ## Show the latest search (ARGS=<its study.journal>) in the browser
+	.venv/bin/optuna-dashboard $(or $(value ARGS),$(shell ls -t logs/optuna/*/study.journal | head -n 1))
 
 evaluate: .venv/.installed ## Test a trained classifier from its checkpoint
 	.venv/bin/python -m litvision.evaluate $(value ARGS)
@@ -101,7 +110,7 @@ endef
 		$$uv pip uninstall --quiet --python .venv/bin/python torch torchvision; \
 	fi; \
 	if $$uv pip install --python .venv/bin/python --constraint requirements.lock $$backend \
-		-e '.[dev]'; then \
+		-e '.[dev,sweep]'; then \
 		touch $@; \
 	else \
 		if [ "$$backend" ]; then \

@@ -31,9 +31,7 @@ def build(*overrides: str, pictures: int | None = None) -> Run:
             cfg.data.size = pictures
     with open_dict(cfg):
         cfg.run_dir = scratch()
-        # Hydra's own values exist only within its command.
-        if cfg.callbacks.get("result"):
-            cfg.callbacks.result.overrides = []
+        cfg.overrides = []  # Hydra's own values exist only within its command
     return assemble(cfg)
 
 

@@ -17,9 +17,16 @@ _PROCESSES.set_forkserver_preload(
 
 
 def run_command(
-    folder: Path, module: str, *arguments: str, timeout: float = 300
+    folder: Path, module: str, *arguments: str, timeout: float = 120, fresh: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m litvision.<module> <arguments>` in `folder`, as a person does.
+
+    Args:
+        folder: to run it in.
+        module, arguments: what a person types.
+        timeout: in seconds.
+        fresh: import everything anew: for a command that starts processes of its own, which some
+            libraries cannot from within a forked one.
 
     Raises:
         subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was killed.
@@ -27,10 +34,23 @@ def run_command(
     folder.mkdir(exist_ok=True)
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests.parent / "src"), str(tests)])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    if fresh:
+        command = [sys.executable, "-m", f"litvision.{module}", *arguments]
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
     streams = folder / ".stdout", folder / ".stderr"
     process = _PROCESSES.Process(
         target=_run,
-        args=(folder, module, arguments, {**os.environ, "PYTHONPATH": paths}, streams),
+        args=(folder, module, arguments, environment, streams),
     )
     process.start()
     process.join(timeout)

@@ -190,7 +190,7 @@ def compose_train(tmp_path: Path) -> Compose:
             "model.network._target_=tiny.TinyNet",
             "trainer.accelerator=cpu",
             "trainer.max_epochs=2",
-            "callbacks.result.overrides=[]",
+            "overrides=[]",
             "callbacks.model_summary=null",
             f"run_dir={tmp_path}/run",
         ]
@@ -207,7 +207,9 @@ Run = Callable[..., subprocess.CompletedProcess]
 def run(tmp_path: Path) -> Run:
     """`run_command` in `tmp_path`, or in the `folder` given."""
 
-    def in_folder(module: str, *arguments: str, folder: Path = tmp_path) -> Any:
-        return run_command(folder, module, *arguments)
+    def in_folder(
+        module: str, *arguments: str, folder: Path = tmp_path, fresh: bool = False
+    ) -> Any:
+        return run_command(folder, module, *arguments, fresh=fresh)
 
     return in_folder

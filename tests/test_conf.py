@@ -23,7 +23,7 @@ CHOICES = [
 
 
 def composed(*overrides: str) -> DictConfig:
-    fixed = ["run_dir=run", "callbacks.result.overrides=[]"]
+    fixed = ["run_dir=run", "overrides=[]"]
     with initialize_config_dir(str(CONF)):
         return compose("train", overrides=[*fixed, *overrides])
 

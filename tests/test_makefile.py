@@ -208,7 +208,7 @@ def test_lock_pins_for_every_platform_and_names_no_address(project):
 def test_install_runs_once(project):
     assert project.make("install").returncode == 0
     (call,) = project.installs()
-    assert "--python .venv/bin/python --constraint requirements.lock -e .[dev]" in call
+    assert "--python .venv/bin/python --constraint requirements.lock -e .[dev,sweep]" in call
     assert "--torch-backend" not in call
     assert project.stamp.exists()
 

@@ -169,13 +169,6 @@ def test_multirun_gives_every_job_its_own_numbered_folder(tmp_path: Path, run: R
     assert [r["state"] for r in results] == ["done", "done"]
 
 
-def test_a_sweep_over_several_devices_is_refused(tmp_path: Path, run: Run) -> None:
-    ddp = ["trainer=ddp", "trainer.devices=2"]
-    done = run("train", "--multirun", *TINY, *ddp, "seed=0,1")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: --multirun with several devices a run:")
-
-
 def test_two_devices_give_the_metrics_of_one(tmp_path: Path, run: Run) -> None:
     """Without batch norm, whose statistics are each device's own, and with uneven last batches."""
     options = [*TINY, "model.network._target_=tiny.TinyLinear", "data.val_fraction=0.15"]
@@ -211,7 +204,7 @@ def test_the_real_cifar_path_from_download_to_result(
         cfg = compose(
             "train",
             [
-                f"run_dir={tmp_path}/run", "callbacks.result.overrides=[]", "logger=csv",
+                f"run_dir={tmp_path}/run", "overrides=[]", "logger=csv",
                 f"data.root={tmp_path}/data", f"data.url={file_server.url}/{archive.path.name}",
                 "model=vgg16", "data.val_fraction=0.3", "trainer.max_epochs=1",
                 "trainer.accelerator=cpu",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import torch
 from torch import Tensor, nn
 
 from litvision.networks.normalization import Norm, normalization
@@ -46,3 +49,12 @@ class Explodes(TinyLinear):
         self.steps += self.training
         logits = super().forward(images)
         return logits * float("nan") if self.training and self.steps >= self.bad else logits
+
+
+class FailsOnSecondDevice(TinyLinear):
+    """Raises on the second of several processes, as a broken GPU would, at once."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled() and os.environ.get("LOCAL_RANK") == "1":
+            raise RuntimeError("the second device is broken")
+        return super().forward(images)

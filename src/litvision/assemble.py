@@ -10,14 +10,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import litvision
-from litvision import checkpoints, hardware
+from litvision import checkpoints, hardware, sweeps
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 from litvision.callbacks.result import Result
 from litvision.classifier import ImageClassifier
@@ -132,12 +130,20 @@ def assemble(cfg: DictConfig) -> Run:
 
 
 def use_hardware(cfg: DictConfig) -> None:
-    """Prepare torch for the device, and replace `trainer.precision=auto` by what is fastest."""
+    """Prepare torch for the device, and replace `trainer.precision=auto` by what is fastest.
+
+    Runs of a sweep that joblib starts side by side share the cores, and take the GPUs in turn.
+    """
     device = hardware.accelerator(str(cfg.trainer.accelerator))
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # what is left in float32 may use TF32
     elif device == "cpu":
         hardware.keep_freed_memory()
+    runs, number = sweeps.side_by_side()
+    if runs > 1:
+        torch.set_num_threads(max(1, sweeps.cores() // runs))
+        if device == "cuda" and cfg.trainer.devices == 1:
+            cfg.trainer.devices = [number % torch.cuda.device_count()]
     if cfg.trainer.get("precision") == "auto":
         cfg.trainer.precision = hardware.precision(str(cfg.trainer.accelerator))
 
@@ -155,12 +161,6 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers or False, **options)
     if isinstance(trainer.profiler, PassThroughProfiler):
         trainer.profiler = _NoProfiler()
-    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and trainer.world_size > 1:
-        raise UserError(
-            "--multirun with several devices a run: each device's process would start the whole "
-            "sweep. Give trainer.devices=1, or start the runs one by one."
-        )
     return trainer
 
 

@@ -18,6 +18,7 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -25,8 +26,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from litvision.errors import UserError
 
-# As Hydra's users know it; but a child process of a run inherits the value that `command` sets.
-WANTS_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
+# As Hydra's users know it. `command` sets it for Hydra, and keeps what was asked for beside it, for
+# the processes that a run or a sweep starts.
+_ASKED = "LITVISION_FULL_ERROR"
+WANTS_TRACEBACKS = os.environ.get(_ASKED, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
 _PACKAGE = Path(__file__).parent
 # Beside the package in a clone, inside it in a wheel.
@@ -55,7 +58,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 return function(cfg)
             except Exception as error:
                 # In a sweep, the sweep and not the run ends the process.
-                if _is_bug(error) or HydraConfig.get().mode == RunMode.MULTIRUN:
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    from litvision import sweeps
+
+                    sweeps.record_failure(error, bug=_is_bug(error))
+                    raise
+                if _is_bug(error):
                     raise
                 stop(_message_of(error))
 
@@ -67,8 +75,15 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         @functools.wraps(function)
         def main() -> None:
+            os.environ.setdefault(_ASKED, "1" if WANTS_TRACEBACKS else "0")
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every exception on to us
-            sys.argv += _mode(sys.argv[1:])
+            sys.argv += _implied(sys.argv[1:])
+            if _sweeps(sys.argv[1:]):
+                from litvision.study import StudySweeper
+                from litvision.sweeps import GridSweeper
+
+                Plugins.instance().register(GridSweeper)
+                Plugins.instance().register(StudySweeper)
             try:
                 app()
             except MissingConfigException as error:
@@ -87,20 +102,31 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     return decorate
 
 
-def _mode(arguments: list[str]) -> list[str]:
-    """Return the override that makes a sweep of a recipe that is one: `hydra.mode: MULTIRUN`.
+def _implied(arguments: list[str]) -> list[str]:
+    """Return overrides that others imply.
 
-    Hydra reads the mode from the command line and the primary config alone.
+    A recipe or sweep with `hydra.mode: MULTIRUN` is a sweep, though Hydra reads the mode from the
+    command line and the primary config alone; and `sweep.resume` goes on in the sweep's folder.
     """
-    if {"-m", "--multirun"} & set(arguments) or any(a.startswith("hydra.mode=") for a in arguments):
-        return []
+    implied: list[str] = []
+    if any(argument.startswith("hydra.mode=") for argument in arguments):
+        return implied
     for argument in arguments:
-        group, _, option = argument.partition("=")
-        file = CONF / group / f"{option}.yaml"
-        if group == "experiment" and file.is_file():
+        key, _, value = argument.partition("=")
+        if key == "sweep.resume" and value not in ("", "null"):
+            folder = value.strip("'\"").rstrip("/")
+            if not Path(folder, "sweep.json").is_file():
+                stop(f"{argument}: no sweep has run there. Give the folder that one printed.")
+            implied.append(f"hydra.sweep.dir='{folder}'")
+        file = CONF / key / f"{value}.yaml"
+        if key in ("experiment", "sweep") and file.is_file() and not _sweeps(arguments):
             mode = OmegaConf.select(OmegaConf.load(file), "hydra.mode")
-            return ["hydra.mode=MULTIRUN"] if mode == "MULTIRUN" else []
-    return []
+            implied += ["hydra.mode=MULTIRUN"] if mode == "MULTIRUN" else []
+    return list(dict.fromkeys(implied))
+
+
+def _sweeps(arguments: list[str]) -> bool:
+    return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
 
 
 OVERRIDE_HELP = "Write group=option or key=value, and quote values with spaces or brackets."
@@ -135,7 +161,7 @@ def keys_of(cfg: Any, prefix: str = "") -> list[str]:
 
 def groups() -> list[str]:
     """Return the config groups, the folders of `conf/`."""
-    return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+    return sorted(f.name for f in CONF.iterdir() if f.is_dir() and f.name != "hydra")
 
 
 def _is_bug(error: Exception) -> bool:

@@ -8,3 +8,7 @@ class UserError(Exception):
     commands print it without a traceback and exit with status 1; every other exception is a bug
     in the project and keeps its traceback.
     """
+
+
+class PrunedError(UserError):
+    """A run of a search was stopped because it promised nothing: no failure of anything."""

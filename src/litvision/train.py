@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from litvision import sweeps
 from litvision.commandline import command
 
 
 @command("train")
 def main(cfg: DictConfig) -> float | None:
     """Train one classifier as `cfg` says and return the best value of the watched metric."""
+    if sweeps.runs_apart(cfg):
+        return sweeps.run_apart("litvision.train", cfg.monitor)
     from litvision.assemble import assemble  # torch comes in here, so that help need not wait
 
     run = assemble(cfg)

@@ -13,6 +13,7 @@ import numpy as np
 from lightning.pytorch.callbacks import EarlyStopping
 
 from litvision.callbacks.best_checkpoint import BestCheckpoint
+from litvision.errors import PrunedError
 
 
 class Result(L.Callback):
@@ -21,7 +22,7 @@ class Result(L.Callback):
     It holds every final metric by its name (those of validation are the last epoch's),
     `best_<monitor>`, `best_epoch` (counted from 1, as printed), `epochs`, `seconds` (training and
     validation), `images_per_second` (the median epoch's), `stopped` (why, if early), `state`
-    ("running", "done" or "failed") with `error`, and `overrides`.
+    ("running", "done", "failed" or "pruned") with `error`, and `overrides`.
 
     Args:
         overrides: what the command line changed, as Hydra lists it.
@@ -78,9 +79,10 @@ class Result(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Say that the run failed, and of what."""
+        """Say that the run failed or was pruned, and why."""
         error = str(exception).strip() or type(exception).__name__
-        self.content |= {"state": "failed", "error": error.splitlines()[0]}
+        state = "pruned" if isinstance(exception, PrunedError) else "failed"
+        self.content |= {"state": state, "error": error.splitlines()[0]}
         self._write(trainer)
 
     def summary(self, run: Path, checkpoint: str) -> str:

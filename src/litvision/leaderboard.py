@@ -1,0 +1,123 @@
+"""List runs, the best first: `python -m litvision.leaderboard [folder …] [--csv]`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+METRICS = ("test/acc", "epochs", "seconds", "images_per_second")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table of all runs below the folders given, `logs` if none is."""
+    parser = argparse.ArgumentParser(prog="make leaderboard", description=__doc__)
+    parser.add_argument(
+        "folders", nargs="*", default=["logs"], help="runs or sweeps; default: logs"
+    )
+    parser.add_argument("--csv", action="store_true", help="comma-separated values, all digits")
+    parser.add_argument("--sort", metavar="KEY", help="a column; default: the monitored metric")
+    given = parser.parse_args(arguments)
+    missing = [folder for folder in given.folders if not Path(folder).is_dir()]
+    if missing:
+        sys.exit(f"error: there is no folder {missing[0]}: give one that runs were made in.")
+    rows = read(map(Path, given.folders))
+    if not rows:
+        sys.exit(f"error: no run in {', '.join(given.folders)}: `make train` makes one.")
+    best = sorted({key for row in rows for key in row if key.startswith("best ")})
+    columns = ["run", "state", "options", *best]
+    columns += [key for key in METRICS if any(key in row for row in rows)]
+    if given.sort and given.sort not in columns:
+        sys.exit(f"error: --sort {given.sort}: there is no such column. All: {', '.join(columns)}")
+    rows = ordered(rows, given.sort)
+    if given.csv:
+        writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        show(rows, columns)
+
+
+def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Return one row for each `result.json` below the folders: what it says of a finished run.
+
+    `run`, `state`, `options` (what the command line changed; in a sweep, what differs within it),
+    `best <monitor>`, and of the last epoch `METRICS`. What a run has not is left out. Folders of
+    failed runs that were put aside for a second try are passed over.
+    """
+    rows = []
+    for path in sorted({path for folder in folders for path in folder.rglob("result.json")}):
+        run = path.parent
+        if "_failed_" in run.name:
+            continue
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            row = {"run": str(run), "state": result["state"], "options": options(run, result)}
+        except (ValueError, KeyError, TypeError):
+            continue  # some other program's file
+        best = [key for key in result if key.startswith("best_") and key != "best_epoch"]
+        for key in best:
+            row[f"best {key.removeprefix('best_')}"] = result[key]
+        row |= {key: result[key] for key in METRICS if result.get(key) is not None}
+        rows.append(row)
+    return rows
+
+
+def options(run: Path, result: dict[str, Any]) -> str:
+    """Return what distinguishes a run: the options that its sweep varies, else all it was given."""
+    overrides = [o for o in result.get("overrides", []) if not o.startswith("sweep.")]
+    plan = run.parent / "sweep.json"
+    if plan.is_file():
+        keys = json.loads(plan.read_text(encoding="utf-8"))["keys"]
+        overrides = [o for o in overrides if o.lstrip("+").partition("=")[0] in keys]
+    return shlex.join(overrides)
+
+
+def ordered(rows: list[dict[str, Any]], key: str | None = None) -> list[dict[str, Any]]:
+    """Sort by a column, or by the best monitored metric; rows without it come last.
+
+    An accuracy falls and anything else rises from row to row.
+    """
+    key = key or next((name for row in rows for name in row if name.startswith("best ")), "run")
+    down = "acc" in key or key == "images_per_second"
+
+    def place(row: dict[str, Any]) -> tuple[bool, Any]:
+        value = row.get(key)
+        return value is None, (-value if down and value is not None else value)
+
+    have = sorted((row for row in rows if row.get(key) is not None), key=place)
+    return have + [row for row in rows if row.get(key) is None]
+
+
+def show(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """Print the rows as a table; runs of one folder are named by what differs."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        words = column in ("run", "state", "options")
+        table.add_column(column, justify="left" if words else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(_shown(column, row.get(column)) for column in columns))
+    # A pipe has no width: nothing shall be folded there.
+    Console(width=None if sys.stdout.isatty() else 1000, highlight=False).print(table)
+
+
+def _shown(column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if "acc" in column:
+        return f"{value:.2%}"
+    return f"{value:.4f}" if "loss" in column else f"{value:.0f}"
+
+
+if __name__ == "__main__":
+    main()

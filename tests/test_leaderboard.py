@@ -1,0 +1,95 @@
+"""The leaderboard lists what runs came to, the best first."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from litvision.leaderboard import main
+
+
+def write(run: Path, state: str = "done", **content: Any) -> None:
+    run.mkdir(parents=True)
+    overrides = content.pop("overrides", [])
+    whole = {"state": state, "overrides": overrides, **content}
+    (run / "result.json").write_text(json.dumps(whole))
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    logs = tmp_path / "logs"
+    common = {"epochs": 3, "seconds": 60.5, "images_per_second": 212.4}
+    for number, (loss, acc) in enumerate([(0.5, 0.8), (0.25, 0.9)]):
+        overrides = ["data=shapes", f"+optimizer.lr=0.{number}", "sweep.trial=1"]
+        content = {"overrides": overrides, "best_val/loss": loss, "best_epoch": 2, "test/acc": acc}
+        write(logs / "grid" / "a" / str(number), **content, **common)
+    (logs / "grid" / "a" / "sweep.json").write_text('{"keys": ["optimizer.lr"], "runs": []}')
+    write(logs / "grid" / "a" / "2", "failed", overrides=["optimizer.lr=9"], error="NaN")
+    write(logs / "grid" / "a" / "1_failed_1", "failed")
+    write(logs / "demo" / "b", "running", overrides=["seed=1"], **{"best_val/loss": 0.3})
+    (logs / "other").mkdir()
+    (logs / "other" / "result.json").write_text("[1, 2]")
+    return logs
+
+
+def rows(capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
+    return list(csv.DictReader(capsys.readouterr().out.splitlines()))
+
+
+def test_every_run_is_listed_the_best_first(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--csv"])
+    found = rows(capsys)
+    assert [row["run"] for row in found] == [
+        "logs/grid/a/1",
+        "logs/demo/b",
+        "logs/grid/a/0",
+        "logs/grid/a/2",
+    ]
+    assert found[0] == {
+        "run": "logs/grid/a/1",
+        "state": "done",
+        "options": "+optimizer.lr=0.1",  # of a sweep, what differs within it
+        "best val/loss": "0.25",
+        "test/acc": "0.9",
+        "epochs": "3",
+        "seconds": "60.5",
+        "images_per_second": "212.4",
+    }
+    assert found[1]["options"] == "seed=1"
+    assert [row["state"] for row in found[1:]] == ["running", "done", "failed"]
+
+
+def test_one_sweep_alone_and_by_another_column(
+    logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["logs/grid/a", "--csv", "--sort", "test/acc"])
+    assert [row["test/acc"] for row in rows(capsys)] == ["0.9", "0.8", ""]
+
+
+def test_the_table_is_for_reading(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:5] == ["run", "state", "options", "best", "val/loss"]
+    assert lines[1] == [
+        "logs/grid/a/1", "done", "+optimizer.lr=0.1", "0.2500", "90.00%", "3", "60", "212",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "error: there is no folder nowhere: give one that runs were made in."),
+        (["logs/other"], "error: no run in logs/other: `make train` makes one."),
+        (["--sort", "accuracy"], "error: --sort accuracy: there is no such column. All: run, "),
+    ],
+)
+def test_what_cannot_be_listed_is_said_in_one_line(
+    logs: Path, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message.replace("[", r"\[")):
+        main(arguments)
