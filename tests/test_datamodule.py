@@ -61,7 +61,11 @@ def numbers(made: ImageDataModule, name: str) -> set[int]:
 def trainer(world_size: int = 1, rank: int = 0, device: str = "cpu") -> Any:
     """What the data module asks of a trainer."""
     strategy = SimpleNamespace(root_device=torch.device(device))
-    return SimpleNamespace(world_size=world_size, global_rank=rank, strategy=strategy)
+    progress = SimpleNamespace(current=SimpleNamespace(processed=0))
+    loop = SimpleNamespace(epoch_progress=progress)
+    return SimpleNamespace(
+        world_size=world_size, global_rank=rank, strategy=strategy, fit_loop=loop
+    )
 
 
 def test_validation_is_taken_from_training_and_never_from_test() -> None:

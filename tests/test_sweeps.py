@@ -69,7 +69,7 @@ def test_only_what_is_missing_or_failed_runs_again(tmp_path: Path, run: Run) -> 
     assert run("train", "--multirun", *TINY, "optimizer.lr=0.01,0.02,0.03").returncode == 0
     before = (tmp_path / "sweep" / "0" / "result.json").stat().st_mtime_ns
     (tmp_path / "sweep" / "2" / "result.json").unlink()  # as if it had never ended
-    sweeps.set_state(tmp_path / "sweep" / "1", "running")  # or been killed
+    sweeps.set_state(tmp_path / "sweep" / "1", "failed")
     resume = [*TINY, "optimizer.lr=0.01,0.02,0.03", "sweep.resume=sweep"]
     done = run("train", "--multirun", *resume)
     assert done.returncode == 0, done.stderr
@@ -77,7 +77,7 @@ def test_only_what_is_missing_or_failed_runs_again(tmp_path: Path, run: Run) -> 
     assert (tmp_path / "sweep" / "0" / "result.json").stat().st_mtime_ns == before
     assert [result(tmp_path, n)["state"] for n in range(3)] == ["done"] * 3
     # What the first tries left is kept beside them.
-    assert result(tmp_path, "1_failed_1")["state"] == "running"
+    assert result(tmp_path, "1_failed_1")["state"] == "failed"
     assert (tmp_path / "sweep" / "2_failed_1" / "checkpoints" / "last.ckpt").exists()
     for number, rate in enumerate(["0.01", "0.02", "0.03"]):
         assert f"optimizer.lr={rate}" in result(tmp_path, number)["overrides"]
@@ -88,6 +88,25 @@ def test_only_what_is_missing_or_failed_runs_again(tmp_path: Path, run: Run) -> 
         "error: sweep.resume=sweep holds another sweep: optimizer.lr=0.03 there, optimizer.lr=0.5 "
         "here. Give the same options as then, or leave sweep.resume out."
     )
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path, run: Run) -> None:
+    stop = f"+callbacks.signal={{_target_: tiny.Signal, step: 2, number: {signal.SIGTERM:d}}}"
+    sweep = ["--multirun", *TINY, "optimizer.lr=0.01,0.02"]
+    assert run("train", *sweep, stop).returncode == 75
+    assert result(tmp_path, 0)["state"] == "interrupted"
+    assert not (tmp_path / "sweep" / "1").exists()  # the sweep stops, not one run of it
+    assert run("train", *sweep, stop, "sweep.resume=sweep").returncode == 75
+    assert result(tmp_path, 0)["state"] == "done"
+    assert result(tmp_path, 1)["state"] == "interrupted"
+    done = run("train", *sweep, stop, "sweep.resume=sweep")
+    assert done.returncode == 0, done.stderr
+    assert result(tmp_path, 1)["state"] == "done"
+    assert sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()) == ["0", "1"]
+    whole = run("train", *TINY, "optimizer.lr=0.02", "hydra.run.dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    expected = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert result(tmp_path, 1)["val/loss"] == expected["val/loss"]
 
 
 def test_there_has_to_be_a_sweep_to_go_on_with(run: Run) -> None:
@@ -114,7 +133,9 @@ def test_the_grid_recipe_is_every_combination(tmp_path: Path, run: Run) -> None:
         assert "test/acc" not in result(tmp_path, number)
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize(
+    "launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)]
+)
 def test_runs_side_by_side_share_the_cores(tmp_path: Path, run: Run, launcher: str) -> None:
     done = run("train", "--multirun", *TINY, DIVERGES, f"hydra/launcher={launcher}", fresh=True)
     assert done.returncode == 1
@@ -263,6 +284,7 @@ def left_behind(folder: Path) -> list[str]:
     return [" ".join(p.info["cmdline"]) for p in processes if p.info["cwd"] == str(folder)]
 
 
+@pytest.mark.slow
 def test_each_run_of_a_sweep_may_have_two_processes(tmp_path: Path, run: Run) -> None:
     networks = "model.network._target_=tiny.TinyLinear,tiny.FailsOnSecondDevice"
     done = run("train", "--multirun", *TINY, *DDP, networks, fresh=True)
@@ -274,3 +296,28 @@ def test_each_run_of_a_sweep_may_have_two_processes(tmp_path: Path, run: Run) ->
     assert provenance["hardware"]["devices"] == 2
     assert [p.name for p in tmp_path.iterdir()] == ["sweep"]  # no folder of a second process
     assert not left_behind(tmp_path)
+
+
+@pytest.mark.slow
+def test_torchrun_makes_one_folder_and_the_metrics_of_one_process(tmp_path: Path, run: Run) -> None:
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([str(tests.parent / "src"), str(tests)])
+    tiny = [option for option in TINY if not option.startswith("hydra.")]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "litvision.train"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *tiny, *DDP],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "logs" / "default").iterdir()
+    assert sum(line.startswith("epoch 1/2") for line in done.stdout.splitlines()) == 1
+    alone = run("train", *tiny, "data.batch_size=15", "hydra.run.dir=alone")
+    assert alone.returncode == 0, alone.stderr
+    results = [json.loads((f / "result.json").read_text()) for f in (folder, tmp_path / "alone")]
+    for key in ("train/loss", "val/loss", "test/loss"):
+        assert results[0][key] == pytest.approx(results[1][key], rel=1e-5)

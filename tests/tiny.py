@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -58,3 +61,26 @@ class FailsOnSecondDevice(TinyLinear):
         if self.training and torch.is_grad_enabled() and os.environ.get("LOCAL_RANK") == "1":
             raise RuntimeError("the second device is broken")
         return super().forward(images)
+
+
+class TinyDropout(TinyLinear):
+    """Draws from torch's random numbers in every training step."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, norm: Norm = "none") -> None:
+        super().__init__(num_classes, in_channels)
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.drop(nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)))
+
+
+class Signal(L.Callback):
+    """Sends this process a signal after a step."""
+
+    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
+        self.step = step
+        self.number = number
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -108,11 +110,13 @@ def assemble(cfg: DictConfig) -> Run:
     try_network(classifier, datamodule)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if resumed is not None:
-        same_run(resumed["config"], resolved)
+        same_run(resumed["litvision"]["config"], resolved)
+        if trainer.is_global_zero:
+            continue_logs(trainer, resumed["global_step"])
     classifier.card = card(resolved, datamodule)
     initialized = None
     if resumed is not None:  # whose weights are all there
-        classifier.card["loaded"] = resumed.get("loaded", [])
+        classifier.card["loaded"] = resumed["litvision"].get("loaded", [])
     elif cfg.init_from is not None:
         initialized = initialize(classifier.network, cfg.init_from)
         classifier.card["loaded"] = initialized.loaded
@@ -231,6 +235,29 @@ def statement(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModule) 
     )
 
 
+def continue_logs(trainer: L.Trainer, step: int) -> None:
+    """Let the loggers go on in the files of a run that is resumed in its own folder.
+
+    What was logged between the checkpoint and the end of the run is logged once more, so it goes.
+
+    Args:
+        trainer: with loggers that have not written yet.
+        step: global step of the checkpoint.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger._kwargs["purge_step"] = step
+        elif isinstance(logger, CSVLogger):
+            path = Path(logger.log_dir) / "metrics.csv"
+            if not path.exists():
+                continue
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+            writer = logger.experiment  # Lightning's deletes the file
+            writer.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]
+            writer.save()
+
+
 def card(config: Any, datamodule: ImageDataModule) -> dict[str, Any]:
     """Return what a checkpoint says about itself: plain values only."""
     return {
@@ -245,7 +272,7 @@ def card(config: Any, datamodule: ImageDataModule) -> dict[str, Any]:
 
 
 def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | None]:
-    """Return the checkpoint to resume from, and what it says about itself, its config included.
+    """Return the checkpoint to resume from, and what it holds.
 
     Args:
         resume: the file, or a run's folder for the last one in it; None: start afresh.
@@ -253,7 +280,7 @@ def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | No
     if resume is None:
         return None, None
     path = checkpoints.find(resume, ["last"])
-    return str(path), checkpoints.read(path, "resume")["litvision"]
+    return str(path), checkpoints.read(path, "resume")
 
 
 def _counted(number: int, thing: str) -> str:

@@ -161,6 +161,7 @@ class PlanSampler(Sampler[Plan]):
         self.rank = rank
         self.world_size = world_size
         self.augment = augment
+        self.start = 0  # steps that the next iteration leaves out, having been taken before
 
     def __len__(self) -> int:
         full, rest = divmod(self.sampler.size, self.batch_size)
@@ -168,7 +169,8 @@ class PlanSampler(Sampler[Plan]):
 
     def __iter__(self) -> Iterator[Plan]:
         order, steps = self.sampler.permutation(), len(self)
-        for step in range(steps):
+        first, self.start = self.start, 0
+        for step in range(first, steps):
             start = step * self.batch_size
             stop = len(order) if step == steps - 1 else start + self.batch_size
             draws = None

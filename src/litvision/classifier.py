@@ -79,6 +79,7 @@ class ImageClassifier(L.LightningModule):
         self.test_loss, self.test_acc = MeanMetric(), MeanMetric()
         self.memory_layout = torch.contiguous_format
         self._unchecked: dict[int, tuple[int, float]] = {}  # batch: its step, its learning rate
+        self._resumed: dict[str, Any] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the running hook 40 times a step; torch's own way looks through all
@@ -105,6 +106,20 @@ class ImageClassifier(L.LightningModule):
         return self.network(images.contiguous(memory_format=self.memory_layout))
 
     # ------------------------------------------------------------------------------- training
+
+    def on_train_start(self) -> None:
+        """Go on within an epoch, where a resumed run stopped."""
+        self.on_train_epoch_start()  # which Lightning calls only where an epoch begins
+        resumed, self._resumed = self._resumed, None
+        if resumed is None:
+            return
+        if self.trainer.is_global_zero:  # the sums are those of all devices
+            self._loss += resumed["loss"].to(self._loss)
+            self._correct += resumed["correct"].to(self._correct)
+            self._pictures = resumed["pictures"]
+        torch.set_rng_state(resumed["rng"].cpu())
+        if self.device.type == "cuda" and resumed["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(resumed["cuda_rng"].cpu(), self.device)
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's sums."""
@@ -255,5 +270,21 @@ class ImageClassifier(L.LightningModule):
         return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the checkpoint say what it is; see `litvision.checkpoints`."""
+        """Let the checkpoint say what it is, see `litvision.checkpoints`, and where it stands."""
         checkpoint["litvision"] = self.card
+        if hasattr(self, "_loss"):
+            sums = torch.stack([self._loss, self._correct.to(self._loss.dtype)])
+            loss, correct = self.trainer.strategy.reduce(sums, reduce_op="sum")
+            pictures = torch.tensor(float(self._pictures), device=self.device)
+            cuda = self.device.type == "cuda"
+            checkpoint["within_epoch"] = {
+                "loss": loss,
+                "correct": correct,
+                "pictures": int(self.trainer.strategy.reduce(pictures, reduce_op="sum")),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state(self.device) if cuda else None,
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note where the checkpoint stands, for training to go on from there."""
+        self._resumed = checkpoint.get("within_epoch")

@@ -10,6 +10,7 @@ import functools
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -106,11 +107,17 @@ def _implied(arguments: list[str]) -> list[str]:
     """Return overrides that others imply.
 
     A recipe or sweep with `hydra.mode: MULTIRUN` is a sweep, though Hydra reads the mode from the
-    command line and the primary config alone; and `sweep.resume` goes on in the sweep's folder.
+    command line and the primary config alone; `sweep.resume` goes on in the sweep's folder, and
+    `resume` in the run's.
     """
     implied: list[str] = []
     if any(argument.startswith("hydra.mode=") for argument in arguments):
         return implied
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    if rank and not any(argument.startswith("hydra.run.dir=") for argument in arguments):
+        # Started by torchrun or SLURM a moment after the first, it would name a folder by its time.
+        aside = Path(tempfile.gettempdir(), f"litvision-rank-{rank}")
+        implied += ["hydra.output_subdir=null", f"hydra.run.dir='{aside}'"]
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "sweep.resume" and value not in ("", "null"):
@@ -118,11 +125,35 @@ def _implied(arguments: list[str]) -> list[str]:
             if not Path(folder, "sweep.json").is_file():
                 stop(f"{argument}: no sweep has run there. Give the folder that one printed.")
             implied.append(f"hydra.sweep.dir='{folder}'")
+        if key == "resume" and value not in ("", "null"):
+            run = _run_to_resume(value, arguments)
+            if value == "auto":
+                implied.append(f"resume='{run}'" if run else "resume=null")
+            if run and not any(a.startswith("hydra.run.dir=") for a in arguments):
+                implied.append(f"hydra.run.dir='{run}'")
         file = CONF / key / f"{value}.yaml"
         if key in ("experiment", "sweep") and file.is_file() and not _sweeps(arguments):
             mode = OmegaConf.select(OmegaConf.load(file), "hydra.mode")
             implied += ["hydra.mode=MULTIRUN"] if mode == "MULTIRUN" else []
     return list(dict.fromkeys(implied))
+
+
+def _run_to_resume(value: str, arguments: list[str]) -> str | None:
+    """Return the folder of the run that `resume=<value>` goes on with; None if it is in none.
+
+    "auto" is the latest run of the experiment that has saved something and has not ended.
+    """
+    if value == "auto":
+        named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
+        runs = Path("logs", named[-1] if named else "default").glob("*/checkpoints/last.ckpt")
+        for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
+            result = path.parents[1] / "result.json"
+            if not result.exists() or '"state": "done"' not in result.read_text(encoding="utf-8"):
+                return str(path.parents[1])
+        return None
+    path = Path(value.strip("'\""))
+    run = path.parents[1] if path.is_file() and path.parent.name == "checkpoints" else path
+    return str(run) if (run / "checkpoints" / "last.ckpt").is_file() else None
 
 
 def _sweeps(arguments: list[str]) -> bool:

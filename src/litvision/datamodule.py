@@ -41,6 +41,33 @@ class Source(Protocol):
         """Return the splits: "train", "test", and "val" where the source has one of its own."""
 
 
+class PlaceKeeper(DataLoader):
+    """Torch's loader, but a run that is resumed within an epoch goes on where it was.
+
+    Lightning keeps the state of a loader that has one in its checkpoints.
+
+    Args:
+        steps_taken: returns how many steps of the epoch are done; None: for evaluation, which
+            begins at the beginning.
+        arguments, options: as `DataLoader` takes them; the batch sampler is a `PlanSampler`.
+    """
+
+    def __init__(
+        self, steps_taken: Callable[[], int] | None, *arguments: Any, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.steps_taken = steps_taken
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place in the epoch."""
+        return {"steps": self.steps_taken() if self.steps_taken else 0}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next iteration there."""
+        plans: Any = self.batch_sampler
+        plans.start = state["steps"]
+
+
 class ImageDataModule(L.LightningDataModule):
     """Batches of augmented, normalised pictures from any source.
 
@@ -235,6 +262,10 @@ class ImageDataModule(L.LightningDataModule):
                 f"{batch_size} and the {name} split has {size}. Raise it or use fewer devices."
             )
         order = EpochOrder(size, self.seed, shuffle=training)
+        if training and self.trainer:
+            # Loader processes ask for batches before Lightning sets the epoch of a resumed run.
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            order.set_epoch(progress.processed)
         augment = training and bool(self.padding or self.flip or self.cutout)
         return PlanSampler(order, batch_size, rank, world_size, augment)
 
@@ -242,14 +273,23 @@ class ImageDataModule(L.LightningDataModule):
         plans: Any = self._plans(name, training)  # torch annotates batches as lists of indices
         collate: Any = _whole_batch
         subset = self._placed(self.subsets[name])
-        return DataLoader(
+        return PlaceKeeper(
+            self._steps_taken if training else None,
             subset,
             batch_sampler=plans,
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available() and subset.images.pixels.device.type == "cpu",
             persistent_workers=self.num_workers > 0,
+            # Its own: torch's loader takes a number from the global one at each epoch, so that a
+            # resumed run's dropout would draw others.
+            generator=torch.Generator(),
         )
+
+    def _steps_taken(self) -> int:
+        """Return how many steps of the running epoch are behind the trainer; 0 at its end."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress if self.trainer else None
+        return 0 if progress is None or progress.is_last_batch else progress.current.ready
 
     def _placed(self, subset: Subset) -> Subset:
         """Return the subset with its pictures where `on_device` wants them, one copy for all."""

@@ -12,3 +12,12 @@ class UserError(Exception):
 
 class PrunedError(UserError):
     """A run of a search was stopped because it promised nothing: no failure of anything."""
+
+
+class Interrupted(SystemExit):
+    """A signal asked the run to stop, and it was saved: not an error, but not the end either."""
+
+    CODE = 75  # sysexits.h: a temporary failure, try again later
+
+    def __init__(self) -> None:
+        super().__init__(self.CODE)

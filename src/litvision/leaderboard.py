@@ -73,7 +73,7 @@ def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
 
 def options(run: Path, result: dict[str, Any]) -> str:
     """Return what distinguishes a run: the options that its sweep varies, else all it was given."""
-    overrides = [o for o in result.get("overrides", []) if not o.startswith("sweep.")]
+    overrides = [o for o in result.get("overrides", []) if not o.startswith(("sweep.", "resume="))]
     plan = run.parent / "sweep.json"
     if plan.is_file():
         keys = json.loads(plan.read_text(encoding="utf-8"))["keys"]

@@ -35,8 +35,9 @@ class GridSweeper(BasicSweeper):
 
     A run that fails is recorded, the others go on, and the sweep fails at its end. Which run has
     which options is written down in `sweep.json`; with `sweep.resume=<folder>` only those run that
-    have not ended there, each in its old number's folder. What a failed run left is kept beside it
-    as `<number>_failed_<n>`.
+    have not ended there, each in its old number's folder. One that was stopped or killed goes on
+    from its last checkpoint; one that failed begins anew, and what it left is kept beside it as
+    `<number>_failed_<n>`.
 
     Args:
         max_batch_size: give the launcher so many runs at a time; None: all at once.
@@ -65,10 +66,11 @@ class GridSweeper(BasicSweeper):
         size = self.max_batch_size or len(missing) or 1
         for start in range(0, len(missing), size):
             batch = missing[start : start + size]
-            for number in batch:
-                put_aside(folder / str(number))
             # The launcher counts from 0; the folder is the run's own.
-            jobs = [[*runs[number], f"hydra.sweep.subdir={number}"] for number in batch]
+            jobs = [
+                [*runs[number], f"hydra.sweep.subdir={number}", *again(folder / str(number))]
+                for number in batch
+            ]
             returns += self.launcher.launch(jobs, initial_job_idx=len(returns))
         failures = [n for n, job in zip(missing, returns, strict=True) if failed(job)]
         finish(folder, failures, len(runs))
@@ -143,6 +145,15 @@ def set_state(run: Path, word: str, error: str | None = None) -> None:
     if error is not None:
         content["error"] = error
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def again(run: Path) -> list[str]:
+    """Return the overrides by which a run goes on; where it cannot, put aside what it left."""
+    stopped = state(run) in ("running", "interrupted")
+    if stopped and (run / "checkpoints" / "last.ckpt").exists():
+        return [f"resume='{run}'"]
+    put_aside(run)
+    return []
 
 
 def put_aside(run: Path) -> None:

@@ -36,6 +36,10 @@ class _EpochLines(Validated):
 
     _started = 0.0
 
+    def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
+        super().on_train_start(trainer, *args)  # type: ignore[misc]
+        self._started = time.perf_counter()  # an epoch that a resumed run is within has begun
+
     def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
         super().on_train_epoch_start(trainer, *args)
         self._started = time.perf_counter()

@@ -13,7 +13,7 @@ import numpy as np
 from lightning.pytorch.callbacks import EarlyStopping
 
 from litvision.callbacks.best_checkpoint import BestCheckpoint
-from litvision.errors import PrunedError
+from litvision.errors import Interrupted, PrunedError
 
 
 class Result(L.Callback):
@@ -22,7 +22,7 @@ class Result(L.Callback):
     It holds every final metric by its name (those of validation are the last epoch's),
     `best_<monitor>`, `best_epoch` (counted from 1, as printed), `epochs`, `seconds` (training and
     validation), `images_per_second` (the median epoch's), `stopped` (why, if early), `state`
-    ("running", "done", "failed" or "pruned") with `error`, and `overrides`.
+    ("running", "done", "failed", "pruned" or "interrupted") with `error`, and `overrides`.
 
     Args:
         overrides: what the command line changed, as Hydra lists it.
@@ -37,11 +37,28 @@ class Result(L.Callback):
         self.content: dict[str, Any] = {}
         self._rates: list[float] = []
         self._started = 0.0
+        self._before = 0.0  # seconds of the run before it was resumed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run has to know."""
+        return {
+            "seconds": self._seconds(),
+            "rates": list(self._rates),
+            "content": {k: v for k, v in self.content.items() if k not in ("overrides", "error")},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on; a run that had ended but for its test has no other metrics."""
+        self.content = {**state_dict["content"], **self.content}
+        self._before, self._rates = state_dict["seconds"], list(state_dict["rates"])
+
+    def _seconds(self) -> float:
+        return round(self._before + time.perf_counter() - self._started, 3)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Say that the run is under way."""
         if stage == "fit":
-            self._started, self._rates = time.perf_counter(), []
+            self._started, self._before, self._rates = time.perf_counter(), 0.0, []
             self.content = {"state": "running", "overrides": self.overrides}
             self._write(trainer)
 
@@ -56,7 +73,7 @@ class Result(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the best epoch and close the training part."""
         self._take(trainer)
-        self.content["seconds"] = round(time.perf_counter() - self._started, 3)
+        self.content["seconds"] = self._seconds()
         if self._rates:
             self.content["images_per_second"] = sorted(self._rates)[len(self._rates) // 2]
         callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
@@ -82,6 +99,8 @@ class Result(L.Callback):
         """Say that the run failed or was pruned, and why."""
         error = str(exception).strip() or type(exception).__name__
         state = "pruned" if isinstance(exception, PrunedError) else "failed"
+        if isinstance(exception, Interrupted | KeyboardInterrupt):
+            state, error = "interrupted", "stopped from outside"
         self.content |= {"state": state, "error": error.splitlines()[0]}
         self._write(trainer)
 

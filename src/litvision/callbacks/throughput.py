@@ -20,6 +20,10 @@ class Throughput(L.Callback):
         self.seconds = 0.0
         self._started = 0.0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock where a resumed run is within an epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self.pictures, self.seconds = 0, 0.0

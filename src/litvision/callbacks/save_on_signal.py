@@ -1,0 +1,94 @@
+"""Save and stop when asked to: Ctrl-C, or a scheduler that wants the machine back."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from litvision.errors import Interrupted
+
+log = logging.getLogger(__name__)
+
+
+class SaveOnSignal(L.Callback):
+    """On SIGINT or SIGTERM save `last.ckpt` after the running step, and exit with status 75.
+
+    The run goes on from there, within the epoch, with `resume=<its folder>`. A second signal ends
+    it at once. Between two epochs nothing need be saved: the epoch's own checkpoint is there.
+
+    Args:
+        dirpath: the folder to save to.
+    """
+
+    def __init__(self, dirpath: str) -> None:
+        self.dirpath = dirpath
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen."""
+        self.received = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread, where signals do not arrive
+                return
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = number
+        self._restore()
+        print(
+            f"{signal.Signals(number).name}: saving after this step; once more ends it at once",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        """Save and stop, if asked to and between two updates of the weights."""
+        within = not trainer.is_last_batch and not trainer.fit_loop._should_accumulate()
+        if within and self._asked(trainer):
+            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+            self._stop(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop, if asked to since the epoch before was saved."""
+        if trainer.current_epoch and self._asked(trainer):
+            self._stop(trainer)
+
+    def _asked(self, trainer: L.Trainer) -> bool:
+        if trainer.world_size == 1:
+            return bool(self.received)
+        return trainer.strategy.reduce_boolean_decision(bool(self.received), all=False)
+
+    def _stop(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero:
+            folder = trainer.default_root_dir
+            print(
+                f"saved at step {trainer.global_step}; to go on: the same command with "
+                f"resume={folder}",
+                file=sys.stderr,
+                flush=True,
+            )
+        raise Interrupted
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen no more."""
+        self._restore()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Listen no more."""
+        self._restore()
