@@ -31,7 +31,8 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (logs / "grid" / "a" / "sweep.json").write_text('{"keys": ["optimizer.lr"], "runs": []}')
     write(logs / "grid" / "a" / "2", "failed", overrides=["optimizer.lr=9"], error="NaN")
     write(logs / "grid" / "a" / "1_failed_1", "failed")
-    write(logs / "demo" / "b", "running", overrides=["seed=1"], **{"best_val/loss": 0.3})
+    overrides = ["seed=1", "optimizer.lr=0.0014995637", "optimizer.weight_decay=1.8255254e-05"]
+    write(logs / "demo" / "b", "running", overrides=overrides, **{"best_val/loss": 0.3})
     (logs / "other").mkdir()
     (logs / "other" / "result.json").write_text("[1, 2]")
     return logs
@@ -60,7 +61,7 @@ def test_every_run_is_listed_the_best_first(logs: Path, capsys: pytest.CaptureFi
         "seconds": "60.5",
         "images_per_second": "212.4",
     }
-    assert found[1]["options"] == "seed=1"
+    assert found[1]["options"].startswith("seed=1 optimizer.lr=0.0014995637 ")
     assert [row["state"] for row in found[1:]] == ["running", "done", "failed"]
 
 
@@ -78,6 +79,7 @@ def test_the_table_is_for_reading(logs: Path, capsys: pytest.CaptureFixture[str]
     assert lines[1] == [
         "logs/grid/a/1", "done", "+optimizer.lr=0.1", "0.2500", "90.00%", "3", "60", "212",
     ]  # fmt: skip
+    assert lines[2][2:5] == ["seed=1", "optimizer.lr=0.0015", "optimizer.weight_decay=1.83e-05"]
 
 
 @pytest.mark.parametrize(

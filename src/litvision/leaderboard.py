@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterable
@@ -112,6 +113,8 @@ def show(rows: list[dict[str, Any]], columns: list[str]) -> None:
 def _shown(column: str, value: Any) -> str:
     if value is None:
         return ""
+    if column == "options":  # a search's numbers have more digits than anyone reads
+        return re.sub(r"\d+\.\d{4,}(e[-+]?\d+)?", lambda found: f"{float(found[0]):.3g}", value)
     if isinstance(value, str):
         return value
     if "acc" in column:
