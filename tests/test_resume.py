@@ -17,6 +17,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from commands import run_command
 from conftest import Run
 
 # 50 pictures to train on: 7 steps an epoch, 28 in all; the rate is halved and the run nearly stops.
@@ -73,8 +74,6 @@ def same_end(run: Path, whole: Path, killed: bool = False) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never stopped."""
-    from commands import run_command
-
     folder = tmp_path_factory.mktemp("whole")
     done = run_command(folder, "train", *OPTIONS, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
@@ -90,7 +89,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (3, signal.SIGINT, 0),
         (6, signal.SIGTERM, 0),  # an epoch's last step: saved with the epoch
         (7, signal.SIGTERM, 0),  # and its first
-        (17, signal.SIGTERM, 2),
+        pytest.param(17, signal.SIGTERM, 2, marks=pytest.mark.slow),
     ],
 )
 def test_stopped_by_a_signal_and_gone_on_with(
@@ -150,8 +149,8 @@ def kill_and_resume(tmp_path: Path, seconds: float) -> tuple[bool, int]:
     killed.send_signal(signal.SIGKILL)
     code = killed.wait()
     step = torch.load(last, weights_only=True)["global_step"]
-    done = subprocess.run([*command, "resume=run"], cwd=tmp_path, env=env, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    done = run_command(tmp_path, "train", *command[3:], "resume=run")
+    assert done.returncode == 0, done.stderr
     return code == -signal.SIGKILL, step
 
 

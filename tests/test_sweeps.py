@@ -133,9 +133,8 @@ def test_the_grid_recipe_is_every_combination(tmp_path: Path, run: Run) -> None:
         assert "test/acc" not in result(tmp_path, number)
 
 
-@pytest.mark.parametrize(
-    "launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_runs_side_by_side_share_the_cores(tmp_path: Path, run: Run, launcher: str) -> None:
     done = run("train", "--multirun", *TINY, DIVERGES, f"hydra/launcher={launcher}", fresh=True)
     assert done.returncode == 1
@@ -214,7 +213,14 @@ def test_a_run_that_diverges_or_fails_does_not_end_the_search(tmp_path: Path, ru
     assert "error: 2 of 2 runs failed: 0, 1;" in done.stderr
 
 
-@pytest.mark.parametrize("pruner", ["median", "asha", "hyperband"])
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        "median",
+        pytest.param("asha", marks=pytest.mark.slow),
+        pytest.param("hyperband", marks=pytest.mark.slow),
+    ],
+)
 def test_a_hopeless_run_is_pruned(tmp_path: Path, run: Run, pruner: str) -> None:
     """With a learning rate that is far too high its loss is above all those before it."""
     options = "{n_startup_trials: 2}" if pruner == "median" else "null"
