@@ -33,7 +33,11 @@ leaderboard: .venv/.installed ## List runs, the best first (ARGS='logs/grid --cs
 	.venv/bin/python -m litvision.leaderboard $(value ARGS)
 
 optuna-dashboard: .venv/.installed ## Show the latest search (ARGS=<its study.journal>) in the browser
-	.venv/bin/optuna-dashboard $(or $(value ARGS),$(shell ls -t logs/optuna/*/study.journal | head -n 1))
+	@study=$(or $(value ARGS),$$(ls -t logs/optuna/*/study.journal 2>/dev/null | head -n 1)); \
+	if [ -z "$$study" ]; then \
+		echo "error: there is no search in logs/optuna yet: make sweep ARGS='sweep=optuna'" >&2; exit 1; \
+	fi; \
+	.venv/bin/optuna-dashboard "$$study"
 
 evaluate: .venv/.installed ## Test a trained classifier from its checkpoint
 	.venv/bin/python -m litvision.evaluate $(value ARGS)

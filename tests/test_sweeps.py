@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from conftest import Run
 from litvision import sweeps
@@ -107,6 +109,30 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path, run: Run) -
     assert whole.returncode == 0, whole.stderr
     expected = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert result(tmp_path, 1)["val/loss"] == expected["val/loss"]
+
+
+def hparams(folder: Path) -> dict[str, Any]:
+    """Return what TensorBoard's HParams tab shows of a run: its options."""
+    content = EventAccumulator(str(folder)).Reload().PluginTagToContent("hparams")
+    data = HParamsPluginData.FromString(content["_hparams_/session_start_info"])
+    values = data.session_start_info.hparams
+    return {k: v.number_value or v.string_value for k, v in values.items()}
+
+
+def test_tensorboard_shows_the_swept_options_alone(tmp_path: Path, run: Run) -> None:
+    logged = [option for option in TINY if not option.startswith("logger=")]
+    done = run("train", "--multirun", *logged, "optimizer.lr=0.01,1e30", "model=resnet18,vgg16")
+    assert done.returncode == 1
+    shown = [hparams(tmp_path / "sweep" / str(number)) for number in range(4)]
+    assert shown == [
+        {"optimizer.lr": rate, "model": model}
+        for rate in (0.01, 1e30)  # a run that failed belongs in the table too
+        for model in ("resnet18", "vgg16")
+    ]
+    alone = run("train", *logged, "hydra.run.dir=alone")
+    assert alone.returncode == 0, alone.stderr
+    with pytest.raises(KeyError):
+        hparams(tmp_path / "alone")
 
 
 def test_there_has_to_be_a_sweep_to_go_on_with(run: Run) -> None:

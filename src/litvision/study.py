@@ -143,8 +143,8 @@ class StudySweeper(Sweeper):
         outcome = job._return_value
         if isinstance(outcome, PrunedError) or diverged(job):
             study.tell(trial, state=TrialState.PRUNED)
-        elif sweeps.failed(job):
-            trial.set_user_attr("error", str(outcome))
+        elif sweeps.failed(job) or outcome is None:
+            trial.set_user_attr("error", str(outcome or "the run has no watched metric"))
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, float(outcome))

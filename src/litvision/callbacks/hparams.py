@@ -34,9 +34,9 @@ class HParams(L.Callback):
         options = {key: _number(given[key]) for key in keys if key in given}
         callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
         best = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
-        metrics = {}
-        if best is not None and best.best_model_score is not None:
-            metrics[f"best/{best.monitor}"] = float(best.best_model_score)
+        name, score = (best.monitor, best.best_model_score) if best else ("score", None)
+        # Lightning logs no options without a metric; a run that failed early has none.
+        metrics = {f"best/{name}": float("nan") if score is None else float(score)}
         for logger in trainer.loggers:
             if options and isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(options, metrics)
