@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -353,3 +354,61 @@ def test_torchrun_makes_one_folder_and_the_metrics_of_one_process(tmp_path: Path
     results = [json.loads((f / "result.json").read_text()) for f in (folder, tmp_path / "alone")]
     for key in ("train/loss", "val/loss", "test/loss"):
         assert results[0][key] == pytest.approx(results[1][key], rel=1e-5)
+
+
+# ---------------------------------------------------------------------------------- by SLURM
+
+SLURM = {
+    # Keeps what it is given and runs each job of the array, as the scheduler would.
+    "sbatch": """
+        cp "$1" sbatch.sh
+        echo "Submitted batch job 42"
+        for task in 0 1; do
+            SLURM_JOB_ID=42 SLURM_ARRAY_JOB_ID=42 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 \
+            SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NUM_NODES=1 SLURM_NNODES=1 \
+            SLURM_JOB_NODELIST=localhost SLURM_TASKS_PER_NODE=1 sh "$1" >job.$task 2>&1 &
+        done
+    """,
+    "srun": """
+        while [ "${1#-}" != "$1" ]; do
+            case $1 in --output|--error) shift;; esac
+            shift
+        done
+        exec "$@"
+    """,
+    "sacct": 'echo "JobID|State|NodeList"; echo "42_0|RUNNING|here"; echo "42_1|RUNNING|here"',
+    "scontrol": "echo localhost",
+}
+
+
+@pytest.mark.slow
+def test_jobs_for_slurm_ask_for_what_the_launcher_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """A dry run: what is submitted is looked at, and run by a scheduler of ten lines."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in SLURM.items():
+        (programs / name).write_text(f"#!/bin/sh\n{textwrap.dedent(script)}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    slurm = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu"]
+    slurm += ["hydra.launcher.gpus_per_node=1", "hydra.launcher.cpus_per_task=8"]
+    slurm += ["hydra.launcher.mem_gb=32", "hydra.launcher.timeout_min=720"]
+    tiny = [option for option in TINY if option != "hydra.sweep.dir=sweep"]
+    folder = f"hydra.sweep.dir={tmp_path}/sweep"
+    done = run("train", "--multirun", *tiny, folder, "optimizer.lr=0.01,1e30", *slurm, fresh=True)
+    script = (tmp_path / "sbatch.sh").read_text()
+    for line in (
+        "--partition=gpu",
+        "--gpus-per-node=1",
+        "--cpus-per-task=8",
+        "--mem=32GB",
+        "--time=720",
+        "--array=0-1%2",
+        "--nodes=1",
+    ):
+        assert f"#SBATCH {line}" in script
+    assert [result(tmp_path, n)["state"] for n in range(2)] == ["done", "failed"], done.stderr
+    assert done.returncode == 1
+    assert "1 of 2 runs failed: 1" in done.stderr
