@@ -72,6 +72,7 @@ def test_initial_weights_depend_on_the_seed_alone(compose_train: Compose) -> Non
         ("data.train_size=few", "data.train_size='few' does not fit: it takes an integer"),
         ("callbacks.early_stopping.patience=x", "callbacks.early_stopping.patience='x' does not"),
         ("+model.network.depth=3", "model.network.depth: tiny.TinyNet has no option 'depth'."),
+        ("+trainer.sync_batchnorm=true", "trainer.sync_batchnorm=true works on GPUs only."),
         ("resume=nowhere/last.ckpt", "There is no checkpoint at nowhere/last.ckpt"),
     ],
 )

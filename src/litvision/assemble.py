@@ -143,6 +143,11 @@ def use_hardware(cfg: DictConfig) -> None:
         torch.set_float32_matmul_precision("high")  # what is left in float32 may use TF32
     elif device == "cpu":
         hardware.keep_freed_memory()
+        if cfg.trainer.get("sync_batchnorm"):
+            raise UserError(
+                "trainer.sync_batchnorm=true works on GPUs only. Leave it out, or choose a "
+                "normalisation that looks at one picture at a time: model.network.norm=group."
+            )
     runs, number = sweeps.side_by_side()
     if runs > 1:
         torch.set_num_threads(max(1, sweeps.cores() // runs))
