@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from litvision import records
 from litvision.errors import UserError
 
 # As Hydra's users know it. `command` sets it for Hydra, and keeps what was asked for beside it, for
@@ -147,13 +148,13 @@ def _run_to_resume(value: str, arguments: list[str]) -> str | None:
         named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
         runs = Path("logs", named[-1] if named else "default").glob("*/checkpoints/last.ckpt")
         for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
-            result = path.parents[1] / "result.json"
-            if not result.exists() or '"state": "done"' not in result.read_text(encoding="utf-8"):
-                return str(path.parents[1])
+            run = path.parents[1]
+            if records.read_result(run).get("state") != "done":
+                return str(run)
         return None
     path = Path(value.strip("'\""))
-    run = path.parents[1] if path.is_file() and path.parent.name == "checkpoints" else path
-    return str(run) if (run / "checkpoints" / "last.ckpt").is_file() else None
+    folder = path.parents[1] if path.is_file() and path.parent.name == "checkpoints" else path
+    return str(folder) if (folder / "checkpoints" / "last.ckpt").is_file() else None
 
 
 def _sweeps(arguments: list[str]) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import re
 import shlex
 import sys
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from litvision import records
 
 METRICS = ("test/acc", "epochs", "seconds", "images_per_second")
 
@@ -59,11 +61,10 @@ def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
         run = path.parent
         if "_failed_" in run.name:
             continue
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            row = {"run": str(run), "state": result["state"], "options": options(run, result)}
-        except (ValueError, KeyError, TypeError):
+        result = records.read_result(run)
+        if "state" not in result:
             continue  # some other program's file
+        row = {"run": str(run), "state": result["state"], "options": options(run, result)}
         best = [key for key in result if key.startswith("best_") and key != "best_epoch"]
         for key in best:
             row[f"best {key.removeprefix('best_')}"] = result[key]
@@ -75,10 +76,8 @@ def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
 def options(run: Path, result: dict[str, Any]) -> str:
     """Return what distinguishes a run: the options that its sweep varies, else all it was given."""
     overrides = [o for o in result.get("overrides", []) if not o.startswith(("sweep.", "resume="))]
-    plan = run.parent / "sweep.json"
-    if plan.is_file():
-        keys = json.loads(plan.read_text(encoding="utf-8"))["keys"]
-        overrides = [o for o in overrides if o.lstrip("+").partition("=")[0] in keys]
+    if plan := records.read_plan(run.parent):
+        overrides = [o for o in overrides if o.lstrip("+").partition("=")[0] in plan["keys"]]
     return shlex.join(overrides)
 
 
@@ -88,13 +87,8 @@ def ordered(rows: list[dict[str, Any]], key: str | None = None) -> list[dict[str
     An accuracy falls and anything else rises from row to row.
     """
     key = key or next((name for row in rows for name in row if name.startswith("best ")), "run")
-    down = "acc" in key or key == "images_per_second"
-
-    def place(row: dict[str, Any]) -> tuple[bool, Any]:
-        value = row.get(key)
-        return value is None, (-value if down and value is not None else value)
-
-    have = sorted((row for row in rows if row.get(key) is not None), key=place)
+    have = [row for row in rows if row.get(key) is not None]
+    have.sort(key=itemgetter(key), reverse="acc" in key or key == "images_per_second")
     return have + [row for row in rows if row.get(key) is None]
 
 

@@ -25,6 +25,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from litvision import records
 from litvision.errors import PrunedError, UserError
 
 ENDED = ("done", "pruned")  # what a sweep that is gone on with does not run again
@@ -98,21 +99,20 @@ def begin(folder: Path, runs: list[list[str]], keys: list[str]) -> None:
     Raises:
         UserError: the folder holds another sweep.
     """
-    path, content = folder / "sweep.json", {"keys": keys, "runs": runs}
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before["runs"] != runs:
-            nothing: list[str] = []
-            pairs: Any = zip_longest(before["runs"], runs, fillvalue=nothing)
-            old, new = next((old, new) for old, new in pairs if old != new)
-            gone, come = [o for o in old if o not in new], [o for o in new if o not in old]
-            raise UserError(
-                f"sweep.resume={folder} holds another sweep: {' '.join(gone) or 'nothing'} there, "
-                f"{' '.join(come) or 'nothing'} here. Give the same options as then, or leave "
-                "sweep.resume out."
-            )
+    before = records.read_plan(folder)
+    if before and before["runs"] != runs:
+        nothing: list[str] = []
+        pairs: Any = zip_longest(before["runs"], runs, fillvalue=nothing)
+        old, new = next((old, new) for old, new in pairs if old != new)
+        gone, come = [o for o in old if o not in new], [o for o in new if o not in old]
+        raise UserError(
+            f"sweep.resume={folder} holds another sweep: {' '.join(gone) or 'nothing'} there, "
+            f"{' '.join(come) or 'nothing'} here. Give the same options as then, or leave "
+            "sweep.resume out."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps({"keys": keys, "runs": runs}, indent=2) + "\n"
+    (folder / "sweep.json").write_text(text, encoding="utf-8")
 
 
 def finish(folder: Path, failures: list[int], total: int) -> None:
@@ -132,19 +132,13 @@ def failed(job: JobReturn) -> bool:
 
 def state(run: Path) -> str | None:
     """Return how a run stands, as its `result.json` says; None if there is none."""
-    try:
-        return json.loads((run / "result.json").read_text(encoding="utf-8"))["state"]
-    except (OSError, ValueError, KeyError):
-        return None
+    return records.read_result(run).get("state")
 
 
 def set_state(run: Path, word: str, error: str | None = None) -> None:
     """Change how a run stands in its `result.json`, and why."""
-    path = run / "result.json"
-    content = json.loads(path.read_text(encoding="utf-8")) | {"state": word}
-    if error is not None:
-        content["error"] = error
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    why = {} if error is None else {"error": error}
+    records.write_result(run, {**records.read_result(run), "state": word, **why})
 
 
 def again(run: Path) -> list[str]:
@@ -172,18 +166,14 @@ def record_failure(error: Exception, bug: bool) -> None:
         bug: print the traceback too.
     """
     config = HydraConfig.get()
-    path = Path(config.runtime.output_dir) / "result.json"
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = {"overrides": list(config.overrides.task)}
+    run = Path(config.runtime.output_dir)
+    if not records.read_result(run):  # it ended before it began to write one
+        records.write_result(run, {"overrides": list(config.overrides.task)})
     word = "pruned" if isinstance(error, PrunedError) else "failed"
-    content |= {"state": word, "error": _reason(error)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    set_state(run, word, _reason(error))
     if bug:
         traceback.print_exception(error)
-    print(f"run {path.parent.name} {word}: {_reason(error)}", file=sys.stderr, flush=True)
+    print(f"run {run.name} {word}: {_reason(error)}", file=sys.stderr, flush=True)
 
 
 def _reason(error: Any) -> str:
@@ -230,10 +220,7 @@ def run_apart(module: str, monitor: str) -> float | None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # nothing shall be left of a run that has ended
-    try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        result = {}
+    result = records.read_result(folder)
     if result.get("state") == "pruned":
         raise PrunedError(result["error"])
     if process.returncode or result.get("state") != "done":
@@ -253,8 +240,8 @@ def side_by_side() -> tuple[int, int]:
         runs = runs if runs > 0 else max(1, cores() + 1 + runs)
     elif launcher == "LocalLauncher":  # submitit's: starts at once whatever it is given
         sweeper = config.sweeper
-        plan = json.loads(Path(config.sweep.dir, "sweep.json").read_text(encoding="utf-8"))
-        runs = sweeper.get("max_batch_size") or sweeper.get("n_jobs") or len(plan["runs"])
+        runs = sweeper.get("max_batch_size") or sweeper.get("n_jobs")
+        runs = runs or len(records.read_plan(Path(config.sweep.dir))["runs"])
     else:  # one after the other, or shared out by a scheduler
         runs = 1
     return runs, int(config.job.num)

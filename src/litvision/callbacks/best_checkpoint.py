@@ -22,6 +22,12 @@ class BestCheckpoint(Validated, ModelCheckpoint):
         monitor, mode, and all others: as `ModelCheckpoint` takes them.
     """
 
+    @classmethod
+    def of(cls, trainer: L.Trainer) -> BestCheckpoint | None:
+        """Return a trainer's, the first of several; None if it has none."""
+        callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
+        return next((c for c in callbacks if isinstance(c, cls)), None)
+
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
         """Say whether `current` is among the best, ties counted as better."""
         if current is None or self.save_top_k == 0 or not torch.isfinite(current):

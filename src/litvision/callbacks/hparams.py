@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from litvision import records
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 
 
@@ -26,14 +26,12 @@ class HParams(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log it."""
-        plan = Path(trainer.default_root_dir).parent / "sweep.json"
-        if not trainer.is_global_zero or not plan.is_file():
+        plan = records.read_plan(Path(trainer.default_root_dir).parent)
+        if not trainer.is_global_zero or not plan:
             return
-        keys = json.loads(plan.read_text(encoding="utf-8"))["keys"]
         given = dict(o.lstrip("+").split("=", 1) for o in self.overrides if "=" in o)
-        options = {key: _number(given[key]) for key in keys if key in given}
-        callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
-        best = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
+        options = {key: _number(given[key]) for key in plan["keys"] if key in given}
+        best = BestCheckpoint.of(trainer)
         name, score = (best.monitor, best.best_model_score) if best else ("score", None)
         # Lightning logs no options without a metric; a run that failed early has none.
         metrics = {f"best/{name}": float("nan") if score is None else float(score)}

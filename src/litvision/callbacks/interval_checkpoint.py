@@ -10,12 +10,19 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from pydantic import Field
 
 
+def can_save(trainer: L.Trainer) -> bool:
+    """Say whether a run resumed from after this batch would miss nothing.
+
+    Not after an epoch's last, which it would take for the whole epoch and not validate; nor between
+    batches whose gradients are joined to one step, which no checkpoint holds.
+    """
+    return not trainer.is_last_batch and not trainer.fit_loop._should_accumulate()
+
+
 class IntervalCheckpoint(ModelCheckpoint):
     """Save `last.ckpt` every so many minutes within an epoch.
 
-    Lightning's `ModelCheckpoint` with a time interval, but never after an epoch's last step, which
-    a resumed run would take for the whole epoch and not validate, and only between two updates of
-    the weights.
+    Lightning's `ModelCheckpoint` with a time interval, but only where `can_save` allows it.
 
     Args:
         dirpath: the folder to save to.
@@ -35,5 +42,5 @@ class IntervalCheckpoint(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         """Save if it is time."""
-        if not trainer.is_last_batch and not trainer.fit_loop._should_accumulate():
+        if can_save(trainer):
             super().on_train_batch_end(trainer, pl_module, *args)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import EarlyStopping
 
+from litvision import records
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 from litvision.errors import Interrupted, PrunedError
 
@@ -77,7 +76,7 @@ class Result(L.Callback):
         if self._rates:
             self.content["images_per_second"] = sorted(self._rates)[len(self._rates) // 2]
         callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
-        best = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
+        best = BestCheckpoint.of(trainer)
         if best is not None and best.best_epoch is not None and best.best_model_score is not None:
             self.content["best_epoch"] = best.best_epoch + 1
             self.content[f"best_{best.monitor}"] = float(best.best_model_score)
@@ -134,16 +133,7 @@ class Result(L.Callback):
     def _write(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        path = Path(trainer.default_root_dir) / "result.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # JSON has no NaN or infinity.
-        plain = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in self.content.items()
-        }
-        part = path.with_suffix(".json.part")
-        part.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+        records.write_result(Path(trainer.default_root_dir), self.content)
 
 
 def _percent(value: float | None) -> str | None:

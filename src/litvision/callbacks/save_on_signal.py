@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 
+from litvision.callbacks.interval_checkpoint import can_save
 from litvision.errors import Interrupted
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,8 @@ class SaveOnSignal(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         """Save and stop, if asked to and between two updates of the weights."""
-        within = not trainer.is_last_batch and not trainer.fit_loop._should_accumulate()
-        if within and self._asked(trainer):
+        # On one device, nothing but a look at a number is added to a step.
+        if (self.received or trainer.world_size > 1) and can_save(trainer) and self._asked(trainer):
             trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
             self._stop(trainer)
 

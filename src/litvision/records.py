@@ -1,0 +1,42 @@
+"""What a run and a sweep write down about themselves: `result.json` and `sweep.json`.
+
+Nothing but files is needed here, so that a list of runs is there at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """Return what a run's `result.json` holds; empty where there is none, or no whole one."""
+    return _read(run / "result.json")
+
+
+def write_result(run: Path, content: dict[str, Any]) -> None:
+    """Write a run's `result.json`, whole or not at all; JSON has no NaN or infinity: null."""
+    path = run / "result.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in content.items()
+    }
+    part = path.with_suffix(".json.part")
+    part.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def read_plan(sweep: Path) -> dict[str, Any]:
+    """Return a sweep's plan, `keys` and `runs` as `litvision.sweeps` writes it; empty if none."""
+    return _read(sweep / "sweep.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
