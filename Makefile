@@ -3,6 +3,7 @@
 #   ARGS    goes to the command as typed:  make train ARGS='experiment=demo trainer.max_epochs=3'
 #   TORCH   which build of torch to install: cpu, cu128, … (uv's --torch-backend), or default for
 #           the one on the ordinary package index. It stays until TORCH names another.
+#   EXTRAS  what else to install, as pyproject.toml names it: ray. It stays as TORCH does.
 #   PYTHON  the Python to make .venv with, where the first one found is not the one wanted (to
 #           change it later: make clean install PYTHON=…).
 
@@ -104,17 +105,20 @@ endef
 # has to go first: 2.15.0 and 2.15.0+cpu both satisfy ==2.15.0, and uv leaves what satisfies alone.
 # The lock constrains and does not list: a CPU build needs none of the CUDA packages in it.
 .venv/.installed: pyproject.toml requirements.lock \
-		$(if $(TORCH),$(if $(filter $(TORCH),$(shell cat .venv/.torch 2>/dev/null)),,FORCE))
-	@had=$$(cat .venv/.torch 2>/dev/null); torch=$(or $(TORCH),$${had:-default}); \
+		$(if $(TORCH),$(if $(filter $(TORCH),$(shell cat .venv/.torch 2>/dev/null)),,FORCE)) \
+		$(if $(EXTRAS),$(if $(filter $(EXTRAS),$(shell cat .venv/.extras 2>/dev/null)),,FORCE))
+	@extras=$(or $(EXTRAS),$$(cat .venv/.extras 2>/dev/null)); \
+	had=$$(cat .venv/.torch 2>/dev/null); torch=$(or $(TORCH),$${had:-default}); \
 	[ -e $@ ] || had=; rm -f $@; \
 	$(ready); \
 	echo $$torch > .venv/.torch; \
+	if [ "$$extras" ]; then echo "$$extras" > .venv/.extras; fi; \
 	if [ $$torch = default ]; then backend=; else backend="--torch-backend $$torch"; fi; \
 	if [ $$torch != "$$had" ]; then \
 		$$uv pip uninstall --quiet --python .venv/bin/python torch torchvision; \
 	fi; \
 	if $$uv pip install --python .venv/bin/python --constraint requirements.lock $$backend \
-		-e '.[dev,sweep]'; then \
+		-e ".[dev,sweep$${extras:+,$$extras}]"; then \
 		touch $@; \
 	else \
 		if [ "$$backend" ]; then \

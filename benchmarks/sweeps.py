@@ -10,11 +10,17 @@ from benchmarks.measure import Table, in_turn, ratios, run, scratch
 
 COMMON = (
     "data=shapes", "data.test_size=100", "test=false", "trainer.accelerator=cpu",
-    "trainer.max_epochs=1", "callbacks.model_summary=null",
+    "callbacks.model_summary=null",
 )  # fmt: skip
-TINY = (*COMMON, "data.train_size=600", "model=two_layer", "data.classes=[disk,square]")
-REAL = (*COMMON, "data.train_size=6000", "model=vgg16")
-ROUNDS = 2
+TINY = (
+    *COMMON,
+    "trainer.max_epochs=1",
+    "data.train_size=600",
+    "model=two_layer",
+    "data.classes=[disk,square]",
+)
+REAL = (*COMMON, "trainer.max_epochs=2", "data.train_size=6000", "model=vgg16")
+ROUNDS = 3
 
 
 def sweep(*options: str) -> Path:

@@ -65,7 +65,7 @@ RUN = [
     for page, command in COMMANDS
     if page != "README.md"
     and command.split()[1] in ("train", "demo", "evaluate")
-    # These start processes of their own: tests/test_sweeps.py runs them.
+    # These start processes of their own: tests/test_launchers.py runs them.
     and not any(option in command for option in ("trainer=ddp", "hydra/launcher="))
 ]
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -288,6 +288,24 @@ def test_a_build_of_torch_that_cannot_be_had(project):
     assert "--torch-backend" not in project.installs()[0]
 
 
+def test_extras_stay_until_others_are_named(project):
+    project.make("install")
+    assert project.installs()[0].endswith("-e .[dev,sweep]")
+    project.make("install", "EXTRAS=ray")
+    assert project.installs()[0].endswith("-e .[dev,sweep,ray]")
+    project.make("install")
+    project.make("install", "EXTRAS=ray")
+    assert project.calls() == []
+
+    project.age("requirements.lock", seconds=10)
+    project.make("install")
+    assert project.installs()[0].endswith("-e .[dev,sweep,ray]")
+    project.age("requirements.lock", seconds=-10)
+
+    project.make("install", "EXTRAS=export,ray")
+    assert project.installs()[0].endswith("-e .[dev,sweep,export,ray]")
+
+
 # ---- the Python and the uv it finds --------------------------------------------------------------
 
 

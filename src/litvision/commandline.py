@@ -31,6 +31,7 @@ from litvision.errors import UserError
 # As Hydra's users know it. `command` sets it for Hydra, and keeps what was asked for beside it, for
 # the processes that a run or a sweep starts.
 _ASKED = "LITVISION_FULL_ERROR"
+_NO_PLUGIN = "Unknown plugin class"
 WANTS_TRACEBACKS = os.environ.get(_ASKED, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
 _PACKAGE = Path(__file__).parent
@@ -200,8 +201,8 @@ def _is_bug(error: Exception) -> bool:
     """Say whether a traceback helps: not where a person's mistake is the cause, unless wanted."""
     # By name, since importing Lightning would take seconds: its word for settings that do not fit.
     lightning = type(error).__name__ == "MisconfigurationException"
-    # Hydra's own for `callbacks=null`, a plain ValueError.
-    no_choice = str(error).startswith("Config group override must be")
+    # Hydra's own, a plain ValueError for `callbacks=null`, a RuntimeError for a missing plug-in.
+    no_choice = str(error).startswith(("Config group override must be", _NO_PLUGIN))
     mistake = lightning or no_choice or isinstance(error, UserError | OmegaConfBaseException)
     return WANTS_TRACEBACKS or not mistake
 
@@ -209,6 +210,12 @@ def _is_bug(error: Exception) -> bool:
 def _message_of(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
+    if plugin := re.search(rf"^{_NO_PLUGIN}.*\.hydra_(\w+)_(launcher|sweeper)\.", str(error)):
+        name, kind = plugin.groups()
+        return (
+            f"hydra/{kind}={name} needs hydra-{name}-{kind}, which is not installed: "
+            f"make install EXTRAS={name}"
+        )
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
     line = first_line(error)
     return f"{key}: {line}" if key and str(key) not in line else line

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from litvision import records
-from litvision.errors import PrunedError, UserError
+from litvision.errors import Interrupted, PrunedError, UserError
 
 ENDED = ("done", "pruned")  # what a sweep that is gone on with does not run again
 
@@ -204,22 +204,33 @@ def run_apart(module: str, monitor: str) -> float | None:
     Raises:
         PrunedError: the run was pruned.
         UserError: it failed.
+        Interrupted: a signal came, which was passed on to the run, and it was saved.
+        KeyboardInterrupt: a signal came, and it was not.
     """
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
     given = [o for o in config.overrides.task if not o.startswith("sweep.resume=")]
     command = [sys.executable, "-m", module, *given]
     command += ["hydra.mode=RUN", f"hydra.run.dir='{folder}'"]
+    received: list[int] = []
     process = subprocess.Popen(command, start_new_session=True)
+
+    def pass_on(number: int, frame: Any) -> None:
+        received.append(number)
+        process.send_signal(number)  # it is the run's to save and to end
+
+    before: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):  # not in the main thread, where signals do not arrive
+        before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         process.wait()
-    except BaseException:  # Ctrl-C reaches this process alone: it is the run's to save and to end
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        raise
     finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # nothing shall be left of a run that has ended
+    if received:  # the sweep was asked to stop, not this run alone
+        raise Interrupted if process.returncode == Interrupted.CODE else KeyboardInterrupt
     result = records.read_result(folder)
     if result.get("state") == "pruned":
         raise PrunedError(result["error"])

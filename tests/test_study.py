@@ -1,0 +1,131 @@
+"""A search by Optuna: it goes on, prunes, and keeps its study in the sweep's folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Run
+from tiny_sweep import TINY, result
+
+SEARCH = ["sweep=optuna", *TINY, "hydra.sweeper.sampler.seed=0"]
+
+
+def trials(folder: Path) -> list[Any]:
+    import optuna
+
+    from litvision import study
+
+    stored = study.storage(folder / "sweep" / study.JOURNAL)
+    return optuna.load_study(study_name=study.NAME, storage=stored).get_trials()
+
+
+def test_a_search_asks_for_runs_and_tells_their_results(tmp_path: Path, run: Run) -> None:
+    done = run("train", *SEARCH, "hydra.sweeper.n_trials=3")
+    assert done.returncode == 0, done.stderr
+    found = trials(tmp_path)
+    assert [trial.state.name for trial in found] == ["COMPLETE"] * 3
+    for trial in found:
+        content = result(tmp_path, trial.number)
+        assert trial.value == pytest.approx(content["best_val/loss"], rel=1e-6)
+        assert f"optimizer.lr={trial.params['optimizer.lr']}" in content["overrides"]
+        assert set(trial.intermediate_values) == {0, 1}  # one report an epoch
+    best = min(found, key=lambda trial: trial.value)
+    assert f"best: trial {best.number}, {best.value:.6g}, optimizer.lr=" in done.stdout
+
+    # Gone on with: the total counts those before, and the seed does not ask for the same again.
+    more = run("train", *SEARCH, "hydra.sweeper.n_trials=5", "sweep.resume=sweep")
+    assert more.returncode == 0, more.stderr
+    assert len(trials(tmp_path)) == 5
+    assert len({trial.params["optimizer.lr"] for trial in trials(tmp_path)}) == 5
+    assert "5 trials: 5 complete" in more.stdout
+
+
+def test_a_run_that_diverges_or_fails_does_not_end_the_search(tmp_path: Path, run: Run) -> None:
+    rates = "optimizer.lr=choice(1e30)"
+    done = run("train", *SEARCH, rates, "hydra.sweeper.n_trials=2")
+    assert done.returncode == 0, done.stderr
+    assert [trial.state.name for trial in trials(tmp_path)] == ["PRUNED"] * 2
+    assert result(tmp_path, 0)["state"] == "pruned"
+    assert "not finite" in result(tmp_path, 0)["error"]
+
+    options = ["optimizer.lr=choice(-1)", "hydra.sweep.dir=other/sweep", "hydra.sweeper.n_trials=2"]
+    done = run("train", *SEARCH, *options)
+    assert done.returncode == 1
+    states = trials(tmp_path / "other")
+    assert [trial.state.name for trial in states] == ["FAIL"] * 2
+    assert "Invalid learning rate: -1" in states[0].user_attrs["error"]
+    assert "error: 2 of 2 runs failed: 0, 1;" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        "median",
+        pytest.param("asha", marks=pytest.mark.slow),
+        pytest.param("hyperband", marks=pytest.mark.slow),
+    ],
+)
+def test_a_hopeless_run_is_pruned(tmp_path: Path, run: Run, pruner: str) -> None:
+    """With a learning rate that is far too high its loss is above all those before it."""
+    options = "{n_startup_trials: 2}" if pruner == "median" else "null"
+    rates = "optimizer.lr=choice(0.01,5)"
+    search = [*SEARCH, rates, "hydra/sweeper/sampler=random", "hydra.sweeper.n_trials=12"]
+    done = run(
+        "train", *search, "trainer.max_epochs=8", f"callbacks.study_pruning.pruner={pruner}",
+        f"callbacks.study_pruning.options={options}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = trials(tmp_path)
+    pruned = [trial for trial in found if trial.state.name == "PRUNED"]
+    assert pruned
+    best = min((t for t in found if t.state.name == "COMPLETE"), key=lambda trial: trial.value)
+    assert best.params["optimizer.lr"] == 0.01
+    for trial in pruned:
+        content = result(tmp_path, trial.number)
+        assert content["state"] == "pruned"
+        assert content["epochs"] < 8
+        assert content["error"].startswith(f"stopped after epoch {content['epochs']}: val/loss")
+    assert any(trial.params["optimizer.lr"] == 5 for trial in pruned)
+
+
+def test_a_search_that_was_killed_goes_on_and_runs_the_lost_again(tmp_path: Path, run: Run) -> None:
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([str(tests.parent / "src"), str(tests)])
+    long = ["trainer.max_epochs=100000", "callbacks.early_stopping=null"]
+    command = [sys.executable, "-m", "litvision.train", *SEARCH, "hydra.sweeper.n_trials=2"]
+    search = subprocess.Popen(
+        [*command, *long],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = tmp_path / "sweep" / "0" / "metrics.csv"
+    for _ in range(600):
+        if metrics.exists() and metrics.stat().st_size > 1000:
+            break
+        time.sleep(0.1)
+    search.send_signal(signal.SIGKILL)
+    search.wait()
+    (lost,) = trials(tmp_path)
+    assert lost.state.name == "RUNNING"
+    # The same command, but for an end that a test can wait for.
+    plan = tmp_path / "sweep" / "sweep.json"
+    plan.write_text(plan.read_text().replace("max_epochs=100000", "max_epochs=2"))
+    args = [*SEARCH, "hydra.sweeper.n_trials=2", *long[1:], "sweep.resume=sweep"]
+    args.insert(-1, "trainer.max_epochs=2")
+    done = run("train", *args)
+    assert done.returncode == 0, done.stderr
+    found = trials(tmp_path)
+    assert [trial.state.name for trial in found] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert found[1].params == lost.params
+    assert result(tmp_path, 0)["error"] == "lost when the search was stopped"
+    assert "trial 0 was lost; its options run again" in done.stdout
