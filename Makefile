@@ -7,7 +7,7 @@
 #   PYTHON  the Python to make .venv with, where the first one found is not the one wanted (to
 #           change it later: make clean install PYTHON=…).
 
-.PHONY: help install demo train sweep leaderboard optuna-dashboard evaluate tensorboard bench test test-slow check format lock clean FORCE
+.PHONY: help install demo train sweep leaderboard optuna-dashboard evaluate predict export tensorboard bench test test-slow check format lock clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -43,7 +43,13 @@ optuna-dashboard: .venv/.installed ## Show the latest search (ARGS=<its study.jo
 evaluate: .venv/.installed ## Test a trained classifier from its checkpoint
 	.venv/bin/python -m litvision.evaluate $(value ARGS)
 
-tensorboard: .venv/.installed ## Show the curves of every run in logs/ in the browser
+predict: .venv/.installed ## Classify pictures (ARGS='checkpoint=… input=<file, folder or pattern>')
+	.venv/bin/python -m litvision.predict $(value ARGS)
+
+export: .venv/.installed ## Write a classifier as ONNX (ARGS='checkpoint=… format=torch_export': .pt2)
+	.venv/bin/python -m litvision.export $(value ARGS)
+
+tensorboard: .venv/.installed ## Show curves and figures of every run in the browser
 	.venv/bin/tensorboard --logdir logs $(value ARGS)
 
 ## Develop
@@ -118,7 +124,7 @@ endef
 		$$uv pip uninstall --quiet --python .venv/bin/python torch torchvision; \
 	fi; \
 	if $$uv pip install --python .venv/bin/python --constraint requirements.lock $$backend \
-		-e ".[dev,sweep$${extras:+,$$extras}]"; then \
+		-e ".[dev,sweep,export$${extras:+,$$extras}]"; then \
 		touch $@; \
 	else \
 		if [ "$$backend" ]; then \

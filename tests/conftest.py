@@ -192,6 +192,7 @@ def compose_train(tmp_path: Path) -> Compose:
             "trainer.max_epochs=2",
             "overrides=[]",
             "callbacks.model_summary=null",
+            "callbacks.figures=null",
             f"run_dir={tmp_path}/run",
         ]
         with initialize_config_dir(str(CONF)):

@@ -122,6 +122,7 @@ def test_kernels_by_family(kernel: str, family: str) -> None:
     assert gpu.family(kernel) == family
 
 
+@pytest.mark.slow  # it compiles two networks
 def test_the_gpu_benchmark_runs_from_start_to_finish_on_a_processor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

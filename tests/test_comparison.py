@@ -81,6 +81,7 @@ def test_a_recipe_that_is_a_sweep_needs_no_multirun_and_prints_its_table(
 ) -> None:
     options = ["data=shapes", "data.train_size=40", "data.test_size=20", "trainer.max_epochs=1"]
     network = ["model.network._target_=tiny.TinyNet", "logger=none"]
+    network.append("callbacks.figures=null")
     swept = ["data.batch_size=8,16", "model.network.norm=batch,none"]
     done = run("train", "experiment=normalization", *options, *network, *swept)
     assert done.returncode == 0, done.stderr

@@ -42,7 +42,7 @@ def test_a_command_in_the_docs_can_be_typed(page: str, command: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"no target {target}"
     arguments = next((v.removeprefix("ARGS=") for v in variables if v.startswith("ARGS=")), "")
-    if target in ("train", "demo", "evaluate", "sweep"):
+    if target in ("train", "demo", "evaluate", "predict", "export", "sweep"):
         words = shlex.split(arguments)
         sweep = "--multirun" in words
         overrides = [word for word in words if word != "--multirun"]
@@ -57,20 +57,22 @@ def test_a_command_in_the_docs_can_be_typed(page: str, command: str) -> None:
                 overrides.remove(str(override.input_line))
                 overrides.append(f"{override.get_key_element()}={first}")
         with initialize_config_dir(str(CONF)):
-            compose("evaluate" if target == "evaluate" else "train", overrides)
+            own = target if target in ("evaluate", "predict", "export") else "train"
+            compose(own, overrides)
 
 
 RUN = [
     (page, command)
     for page, command in COMMANDS
     if page != "README.md"
-    and command.split()[1] in ("train", "demo", "evaluate")
+    and command.split()[1] in ("train", "demo", "evaluate", "predict", "export")
     # These start processes of their own: tests/test_launchers.py runs them.
     and not any(option in command for option in ("trainer=ddp", "hydra/launcher="))
 ]
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 FOLDER = "logs/default/2026-01-31_12-00-00"  # what the docs call the run that came before
 SHORT = [
+    "callbacks.figures=null",
     "trainer.accelerator=cpu",
     "trainer.limit_train_batches=1",
     "trainer.limit_val_batches=1",
@@ -110,6 +112,8 @@ def shortened(arguments: list[str], target: str = "train") -> list[str]:
     """The same command on little data and for two steps; what it says is not left out."""
     if target == "evaluate":
         return [*arguments, "trainer.accelerator=cpu"]
+    if target in ("predict", "export"):
+        return arguments
     if target == "demo":
         arguments = [*arguments, "data.train_size=40", "data.test_size=20"]
     elif not any(argument.startswith("data=") for argument in arguments):
@@ -139,6 +143,10 @@ def test_a_command_in_the_docs_does_what_it_is_there_for(
     (folder,) = made
     if target == "evaluate":
         assert json.loads((folder / "evaluation.json").read_text())["test/acc"] >= 0
+    elif target == "predict":
+        assert len((folder / "predictions.csv").read_text().splitlines()) == 1 + 20
+    elif target == "export":
+        assert "largest difference from the classifier on 20 pictures: " in done.stdout
     else:
         results = [*folder.glob("result.json"), *folder.glob("*/result.json")]
         assert results

@@ -21,6 +21,7 @@ TRAIN = (
     "trainer.precision=32-true",
     "trainer.max_epochs=12",
     "logger=none",
+    "callbacks.figures=null",
 )
 EVALUATE = ("trust=[tiny.*]", "trainer.accelerator=cpu", "trainer.precision=32-true")
 

@@ -138,6 +138,8 @@ def test_every_target_has_a_rule():
         ("train", ".venv/bin/python -m litvision.train seed=1"),
         ("demo", ".venv/bin/python -m litvision.train experiment=demo seed=1"),
         ("evaluate", ".venv/bin/python -m litvision.evaluate seed=1"),
+        ("predict", ".venv/bin/python -m litvision.predict seed=1"),
+        ("export", ".venv/bin/python -m litvision.export seed=1"),
         ("tensorboard", ".venv/bin/tensorboard --logdir logs seed=1"),
         ("test", ".venv/bin/pytest seed=1"),
         ("test-slow", ".venv/bin/pytest -m slow seed=1"),
@@ -208,7 +210,7 @@ def test_lock_pins_for_every_platform_and_names_no_address(project):
 def test_install_runs_once(project):
     assert project.make("install").returncode == 0
     (call,) = project.installs()
-    assert "--python .venv/bin/python --constraint requirements.lock -e .[dev,sweep]" in call
+    assert "--python .venv/bin/python --constraint requirements.lock -e .[dev,sweep,export]" in call
     assert "--torch-backend" not in call
     assert project.stamp.exists()
 
@@ -290,20 +292,20 @@ def test_a_build_of_torch_that_cannot_be_had(project):
 
 def test_extras_stay_until_others_are_named(project):
     project.make("install")
-    assert project.installs()[0].endswith("-e .[dev,sweep]")
+    assert project.installs()[0].endswith("-e .[dev,sweep,export]")
     project.make("install", "EXTRAS=ray")
-    assert project.installs()[0].endswith("-e .[dev,sweep,ray]")
+    assert project.installs()[0].endswith("-e .[dev,sweep,export,ray]")
     project.make("install")
     project.make("install", "EXTRAS=ray")
     assert project.calls() == []
 
     project.age("requirements.lock", seconds=10)
     project.make("install")
-    assert project.installs()[0].endswith("-e .[dev,sweep,ray]")
+    assert project.installs()[0].endswith("-e .[dev,sweep,export,ray]")
     project.age("requirements.lock", seconds=-10)
 
-    project.make("install", "EXTRAS=export,ray")
-    assert project.installs()[0].endswith("-e .[dev,sweep,export,ray]")
+    project.make("install", "EXTRAS=wandb,ray")
+    assert project.installs()[0].endswith("-e .[dev,sweep,export,wandb,ray]")
 
 
 # ---- the Python and the uv it finds --------------------------------------------------------------

@@ -34,6 +34,7 @@ OPTIONS = [
     "callbacks.reduce_lr_on_plateau.patience=1",
     "callbacks.early_stopping.patience=4",
     "callbacks.model_summary=null",
+    "callbacks.figures=null",
 ]
 STEPS = 28
 SIGNAL = "+callbacks.signal={_target_: tiny.Signal, step: %d, number: %d}"

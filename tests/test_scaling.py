@@ -14,7 +14,13 @@ from litvision.assemble import assemble
 from litvision.errors import UserError
 from litvision.scaling import scale_learning_rate
 
-QUIET = ["logger=none", "callbacks.progress_bar=null", "callbacks.provenance=null", "test=false"]
+QUIET = [
+    "logger=none",
+    "callbacks.figures=null",
+    "callbacks.progress_bar=null",
+    "callbacks.provenance=null",
+    "test=false",
+]
 
 
 class Recorder(L.Callback):

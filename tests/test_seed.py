@@ -26,6 +26,7 @@ OPTIONS = [
     "callbacks.progress_bar=null",
     "callbacks.provenance=null",
     "logger=none",
+    "callbacks.figures=null",
     "test=false",
 ]
 

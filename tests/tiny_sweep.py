@@ -16,6 +16,7 @@ TINY = [
     "trainer.max_epochs=2",
     "trainer.precision=32-true",
     "callbacks.model_summary=null",
+    "callbacks.figures=null",
     "logger=csv",
     "hydra.sweep.dir=sweep",
 ]

@@ -17,7 +17,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import litvision
-from litvision import checkpoints, hardware, sweeps
+from litvision import checkpoints, hardware, records, sweeps
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 from litvision.callbacks.result import Result
 from litvision.classifier import ImageClassifier
@@ -68,8 +68,8 @@ class Run:
     def summary(self) -> str:
         """Return what a person wants to read at the end of the run."""
         result = self._callback(Result)
-        folder = _from_here(self.cfg.run_dir)
-        checkpoint = str(_from_here(self.checkpoint)) if self.checkpoint else ""
+        folder = records.from_here(self.cfg.run_dir)
+        checkpoint = str(records.from_here(self.checkpoint)) if self.checkpoint else ""
         return result.summary(folder, checkpoint) if result else f"run {folder}"
 
     def _callback(self, kind: type) -> Any:
@@ -290,8 +290,3 @@ def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | No
 
 def _counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + ("" if number == 1 else "s")
-
-
-def _from_here(path: str | Path) -> Path:
-    path = Path(path)
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -219,23 +219,22 @@ class ImageClassifier(L.LightningModule):
 
     # -------------------------------------------------------------------- validation and test
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure one validation batch."""
-        self._measure("val", batch, self.val_loss, self.val_acc)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Measure one validation batch and return its logits, float32 `[B, classes]`."""
+        return self._measure("val", batch, self.val_loss, self.val_acc)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Measure one test batch and return the predicted classes, int64 `[B]`."""
+        """Measure one test batch and return its logits, float32 `[B, classes]`."""
         return self._measure("test", batch, self.test_loss, self.test_acc)
 
     def _measure(self, split: str, batch: Batch, loss: MeanMetric, acc: MeanMetric) -> Tensor:
         logits, labels = self(batch.images).float(), batch.labels
-        answers = logits.argmax(1)
         loss.update(F.cross_entropy(logits, labels, reduction="none"))
-        acc.update((answers == labels).float())
+        acc.update((logits.argmax(1) == labels).float())
         size = len(labels)
         self.log(f"{split}/loss", loss, on_step=False, on_epoch=True, batch_size=size)
         self.log(f"{split}/acc", acc, on_step=False, on_epoch=True, batch_size=size)
-        return answers
+        return logits
 
     def on_validation_end(self) -> None:
         """Stop when the last step of an epoch ruined the weights, before they are saved."""

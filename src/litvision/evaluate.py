@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def main(cfg: DictConfig) -> float:
     """Rebuild the classifier of `cfg.checkpoint`, test it, print a table, return the accuracy."""
     from litvision import assemble, checkpoints, preflight
-    from litvision.callbacks.confusion import Confusion
+    from litvision.callbacks.figures import Figures
     from litvision.callbacks.progress import progress
     from litvision.validation import check, check_value
 
@@ -50,22 +50,21 @@ def main(cfg: DictConfig) -> float:
     datamodule.test_split = cfg.split
     datamodule.prepare_data()
     datamodule.setup()
-    confusion = Confusion(len(card["classes"]))
+    figures = Figures(f"{cfg.run_dir}/figures")
     with preflight.parts("trainer"):
         trainer: L.Trainer = preflight.build(
             cfg.trainer,
-            callbacks=[confusion, progress()],
+            callbacks=[figures, progress()],
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
         )
     metrics = dict(trainer.test(classifier, datamodule, verbose=False)[0])
-    assert confusion.matrix is not None
+    assert figures.tally is not None
+    matrix = figures.tally.matrix.cpu()
     result = {"checkpoint": str(path), "split": cfg.split, **metrics}
-    result |= {
-        f"acc/{name}": _share(confusion.matrix, label) for label, name in enumerate(card["classes"])
-    }
-    text = table(card["classes"], metrics, confusion.matrix)
+    result |= {f"acc/{name}": _share(matrix, label) for label, name in enumerate(card["classes"])}
+    text = table(card["classes"], metrics, matrix)
     if cfg.sparse:
         text += "\n\n" + test_sparse(trainer, classifier, datamodule, result)
     if trainer.is_global_zero:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import typing
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from pydantic import Field
 from litvision.classifier import METRICS, ImageClassifier
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
-from litvision.validation import check, check_value
+from litvision.validation import check, check_keys
 
 # The config of a clone is its owner's own code and may name any target. A config that came inside
 # a checkpoint may not; see `litvision.checkpoints`.
@@ -39,8 +38,7 @@ class Shared(TypedDict):
 
 def check_shared(cfg: DictConfig) -> None:
     """Check the plain keys of `conf/train.yaml`, which no class takes as they are."""
-    for key, annotation in typing.get_type_hints(Shared, include_extras=True).items():
-        check_value(key, cfg[key], annotation)
+    check_keys(cfg, Shared)
     if cfg.monitor not in METRICS and cfg.model._target_.startswith("litvision."):
         raise UserError(f"monitor={cfg.monitor!r} does not fit: it takes {' or '.join(METRICS)}.")
     wrong = {"/acc": "min", "/loss": "max"}

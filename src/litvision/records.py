@@ -34,6 +34,12 @@ def read_plan(sweep: Path) -> dict[str, Any]:
     return _read(sweep / "sweep.json")
 
 
+def from_here(path: str | Path) -> Path:
+    """Return a path as a person would type it: relative to this folder if it is below it."""
+    path = Path(path)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

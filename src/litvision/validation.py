@@ -102,6 +102,17 @@ def options_of(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     return options, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
+def check_keys(cfg: DictConfig, options: type) -> None:
+    """Check the plain keys of a config, which no class takes as they are.
+
+    Args:
+        cfg: has them all.
+        options: a `TypedDict` of what they take.
+    """
+    for key, annotation in typing.get_type_hints(options, include_extras=True).items():
+        check_value(key, cfg[key], annotation)
+
+
 def check_value(path: str, value: Any, annotation: Any) -> None:
     """Check one value, and say which key it is and what it takes if it does not fit."""
     if isinstance(value, DictConfig) and any(True for _ in targets(value)):

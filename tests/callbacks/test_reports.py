@@ -20,7 +20,6 @@ import litvision.callbacks.throughput as throughput_module
 from litvision import __version__
 from litvision.batches import Batch
 from litvision.callbacks.best_checkpoint import BestCheckpoint
-from litvision.callbacks.confusion import Confusion
 from litvision.callbacks.learning_rate import LearningRate
 from litvision.callbacks.progress import BarProgress, PlainProgress, progress
 from litvision.callbacks.provenance import Provenance, git_state
@@ -225,23 +224,3 @@ def test_git_state_is_commit_and_uncommitted_changes(tmp_path: Path) -> None:
     assert state is not None
     assert "-old\n+new\n" in state["diff"]
     assert state["untracked"] == "b.txt\n"
-
-
-def test_confusion_counts_true_against_predicted(tmp_path: Path) -> None:
-    class Constant(ImageClassifier):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.eye(4)[torch.tensor([2, 1, 2])[: len(images)]]
-
-    confusion = Confusion(4)
-    content = [Batch(torch.zeros(3, 3, 8, 8), torch.tensor([2, 1, 0]))] * 2
-    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = L.Trainer(
-        accelerator="cpu", callbacks=[confusion], enable_checkpointing=False,
-        default_root_dir=tmp_path, **options,
-    )  # fmt: skip
-    for _ in range(2):  # a second test starts from zero
-        trainer.test(Constant(TinyNet(4)), DataLoader(content, batch_size=None), verbose=False)
-    expected = torch.zeros(4, 4, dtype=torch.int64)
-    expected[2, 2], expected[1, 1], expected[0, 2] = 2, 2, 2
-    assert confusion.matrix is not None
-    assert torch.equal(confusion.matrix, expected)

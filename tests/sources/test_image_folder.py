@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from litvision.errors import UserError
-from litvision.sources import image_folder as module
+from litvision.sources import decode as module
 from litvision.sources.decode import decode
 from litvision.sources.image_folder import ImageFolder
 

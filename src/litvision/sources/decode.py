@@ -1,39 +1,157 @@
-"""One picture file as pixels, whatever its size, mode and format."""
+"""Picture files as pixels, whatever their size, mode and format."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
+
+EXTENSIONS = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"),
+    *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+BATCH = 64  # pictures that a worker decodes before it hands them over
+FEW_BYTES = 16 * 2**20  # of picture files: below this, starting workers costs more than it saves
+
+Decoded = tuple[np.ndarray, dict[str, str]]
 
 
-def decode(path: str | Path, image_size: int) -> np.ndarray:
-    """Read one picture of any size and mode as a square of RGB pixels.
+def decode(path: str | Path, image_size: int | tuple[int, int]) -> np.ndarray:
+    """Read one picture of any size and mode as RGB pixels of one size.
 
-    It is turned as its EXIF orientation says, laid on white where it is transparent, its shorter
-    side resized to `image_size` (antialiased), and its centre cut out. A picture that already has
-    that size keeps its exact pixels. 16-bit grey is divided by 257, so that white stays white.
+    It is turned as its EXIF orientation says and brought to that size as `fit` does. A JPEG many
+    times too large is decoded at a half, a quarter or an eighth of its size, which is much faster,
+    and still at least twice the size that it is then resized to.
 
     Args:
         path: the file.
-        image_size: side of the result in pixels.
+        image_size: side of the result in pixels, or height and width.
 
     Returns:
-        uint8 `[image_size, image_size, 3]`.
+        uint8 `[height, width, 3]`.
 
     Raises:
         Exception: whatever Pillow makes of a file that is damaged, too large or no picture;
             ValueError for a mode without an agreed white level (32-bit integers, floats).
     """
-    size = (image_size, image_size)
+    side = 2 * max(_height_width(image_size))
     with Image.open(path) as file:
-        # A JPEG many times too large is decoded at a half, a quarter or an eighth of its size,
-        # which is much faster, and still at least twice the size that it is then resized to.
-        file.draft(None, (2 * image_size, 2 * image_size))
-        ImageOps.exif_transpose(file, in_place=True)
-        image = _to_rgb(file)
-        return np.asarray(image if image.size == size else ImageOps.fit(image, size))
+        file.draft(None, (side, side))
+        return fit(file, image_size)
+
+
+def fit(image: Image.Image, image_size: int | tuple[int, int]) -> np.ndarray:
+    """Return an open picture as RGB pixels of one size.
+
+    It is turned as its EXIF orientation says, laid on white where it is transparent, resized
+    (antialiased) so that it covers the size, and its centre cut out. A picture that already has
+    that size keeps its exact pixels. 16-bit grey is divided by 257, so that white stays white.
+
+    Args:
+        image: of any size and mode.
+        image_size: side of the result in pixels, or height and width.
+
+    Returns:
+        uint8 `[height, width, 3]`.
+
+    Raises:
+        ValueError: a mode without an agreed white level (32-bit integers, floats).
+    """
+    height, width = _height_width(image_size)
+    image = _to_rgb(ImageOps.exif_transpose(image))
+    size = (width, height)
+    return np.asarray(image if image.size == size else ImageOps.fit(image, size))
+
+
+def _height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+class DecodedBatches(Dataset[Decoded]):
+    """Decode files a batch at a time: the pixels of those that can be read, why for the others.
+
+    Args:
+        files: paths.
+        image_size: as `decode` takes it.
+        root: the folder that `files` are relative to.
+        batch_size: files a batch.
+    """
+
+    def __init__(
+        self,
+        files: list[str],
+        image_size: int | tuple[int, int],
+        root: str | Path = "",
+        batch_size: int = BATCH,
+    ) -> None:
+        self.files = files
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.root = Path(root)
+
+    def __len__(self) -> int:
+        return -(-len(self.files) // self.batch_size)
+
+    def __getitem__(self, index: int) -> Decoded:
+        """Return uint8 `[n, height, width, 3]` and file -> why it cannot be read."""
+        pixels, errors = [], {}
+        for path in self.files[index * self.batch_size :][: self.batch_size]:
+            try:
+                pixels.append(decode(self.root / path, self.image_size))
+            except UnidentifiedImageError:  # its text is the path again
+                errors[path] = "not a picture that Pillow knows"
+            except Exception as error:  # Pillow raises whatever the damaged bytes lead it to
+                errors[path] = " ".join(str(error).split()) or type(error).__name__
+        shape = (-1, *_height_width(self.image_size), 3)
+        return np.array(pixels, np.uint8).reshape(shape), errors
+
+    def loader(self, num_workers: int | None, size: int) -> DataLoader[Decoded]:
+        """Return a loader of these batches, in order.
+
+        Args:
+            num_workers: processes that decode; None: one a core, or none for few pictures.
+            size: of all files, in bytes.
+        """
+        if num_workers is None:
+            num_workers = 0 if size < FEW_BYTES else os.cpu_count() or 1
+        collate: Any = _as_is
+        return DataLoader(
+            self,
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=collate,
+            generator=torch.Generator(),  # else it would draw from, and so shift, the global one
+        )
+
+
+def _as_is(batch: Decoded) -> Decoded:
+    """Keep the batch a numpy array: as a tensor, it would need shared memory, often scarce."""
+    return batch
+
+
+def visible(folder: Path | str) -> list[os.DirEntry[str]]:
+    """Return what a folder holds, but for hidden entries."""
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+def pictures(folder: Path | str, name: str) -> Iterator[tuple[str, int, int]]:
+    """Yield (`name`/path, bytes, modification time in ns) of the pictures below `folder`."""
+    for entry in visible(folder):
+        if entry.name.lower().endswith(EXTENSIONS):
+            try:
+                stat = entry.stat()
+            except OSError:  # a link to nowhere: it counts as a picture that cannot be read
+                stat = entry.stat(follow_symlinks=False)
+            yield f"{name}/{entry.name}", stat.st_size, stat.st_mtime_ns
+        elif entry.is_dir():
+            yield from pictures(entry.path, f"{name}/{entry.name}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -7,32 +7,23 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from litvision.batches import Images
 from litvision.errors import UserError
-from litvision.sources.decode import decode
+from litvision.sources.decode import DecodedBatches, pictures, visible
 
 log = logging.getLogger(__name__)
 
-_EXTENSIONS = (
-    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"),
-    *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-)
 _FORMAT = 1  # raise it when `decode` or the cache's layout changes: old caches are then rebuilt
-_BATCH = 64  # pictures that a worker decodes before it hands them over
-_FEW_BYTES = 16 * 2**20  # of picture files: below this, starting workers costs more than it saves
 
 
 class ImageFolder:
@@ -141,13 +132,13 @@ class _Split:
         self.root, self.name, self.image_size = root, name, image_size
         self.cache = cache_dir / f"{name}-{image_size}px.npy"
         self.record = self.cache.with_suffix(".json")
-        self.classes = sorted(e.name for e in _visible(root / name) if e.is_dir())
+        self.classes = sorted(e.name for e in visible(root / name) if e.is_dir())
         self.files: list[str] = []  # relative to root
         self.skipped: dict[str, str] = {}  # file: why it cannot be read
         self.bytes = 0
         digest = hashlib.sha256(f"{_FORMAT} {image_size}\n".encode())
         for folder in (f"{name}/{class_name}" for class_name in self.classes):
-            for path, size, mtime in sorted(_pictures(root / folder, folder)):
+            for path, size, mtime in sorted(pictures(root / folder, folder)):
                 self.files.append(path)
                 self.bytes += size
                 digest.update(os.fsencode(f"{path}\0{size}\0{mtime}\n"))
@@ -170,15 +161,8 @@ class _Split:
 
     def decode_all(self, on_error: str, num_workers: int | None) -> None:
         """Decode every file into the cache, one row each, those that cannot be read left out."""
-        if num_workers is None:
-            num_workers = 0 if self.bytes < _FEW_BYTES else os.cpu_count() or 1
-        loader: DataLoader[Any] = DataLoader(
-            _Batches(self.root, self.files, self.image_size),
-            batch_size=None,
-            num_workers=num_workers,
-            collate_fn=_as_is,
-            generator=torch.Generator(),  # else it would draw from, and so shift, the global one
-        )
+        batches = DecodedBatches(self.files, self.image_size, self.root)
+        loader = batches.loader(num_workers, self.bytes)
         self.record.unlink(missing_ok=True)
         part = self.cache.with_suffix(".part")
         shape = (len(self.files), self.image_size, self.image_size, 3)
@@ -222,50 +206,6 @@ class _Split:
             labels=torch.tensor([label[name] for name in kept]),
             classes=tuple(classes),
         )
-
-
-class _Batches(Dataset[tuple[np.ndarray, dict[str, str]]]):
-    """Decode files a batch at a time: the pixels of those that can be read, why for the others."""
-
-    def __init__(self, root: Path, files: list[str], image_size: int) -> None:
-        self.root, self.files, self.image_size = root, files, image_size
-
-    def __len__(self) -> int:
-        return -(-len(self.files) // _BATCH)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, dict[str, str]]:
-        pixels, errors = [], {}
-        for path in self.files[index * _BATCH : (index + 1) * _BATCH]:
-            try:
-                pixels.append(decode(self.root / path, self.image_size))
-            except UnidentifiedImageError:  # its text is the path again
-                errors[path] = "not a picture that Pillow knows"
-            except Exception as error:  # Pillow raises whatever the damaged bytes lead it to
-                errors[path] = " ".join(str(error).split()) or type(error).__name__
-        return np.array(pixels, np.uint8).reshape(-1, self.image_size, self.image_size, 3), errors
-
-
-def _as_is(batch: Any) -> Any:
-    """Keep the batch a numpy array: as a tensor, it would need shared memory, often scarce."""
-    return batch
-
-
-def _visible(folder: Path | str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
-
-
-def _pictures(folder: Path | str, name: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (`name`/path, bytes, modification time in ns) of the pictures below `folder`."""
-    for entry in _visible(folder):
-        if entry.name.lower().endswith(_EXTENSIONS):
-            try:
-                stat = entry.stat()
-            except OSError:  # a link to nowhere: it counts as a picture that cannot be read
-                stat = entry.stat(follow_symlinks=False)
-            yield f"{name}/{entry.name}", stat.st_size, stat.st_mtime_ns
-        elif entry.is_dir():
-            yield from _pictures(entry.path, f"{name}/{entry.name}")
 
 
 def _map(path: Path) -> Tensor:
