@@ -3,11 +3,12 @@
 #   ARGS    goes to the command as typed:  make train ARGS='experiment=demo trainer.max_epochs=3'
 #   TORCH   which build of torch to install: cpu, cu128, … (uv's --torch-backend), or default for
 #           the one on the ordinary package index. It stays until TORCH names another.
+#   NAME    the project's new name:  make rename NAME=my_project
 #   EXTRAS  what else to install, as pyproject.toml names it: ray. It stays as TORCH does.
 #   PYTHON  the Python to make .venv with, where the first one found is not the one wanted (to
 #           change it later: make clean install PYTHON=…).
 
-.PHONY: help install demo train sweep leaderboard optuna-dashboard evaluate predict export tensorboard bench test test-slow check format lock clean FORCE
+.PHONY: help install demo train sweep leaderboard optuna-dashboard evaluate predict export tensorboard bench test test-slow check format rename lock clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -71,6 +72,12 @@ check: .venv/.installed ## Check format, lint and types; change nothing
 format: .venv/.installed ## Format the code and mend what the linter can
 	.venv/bin/ruff format
 	.venv/bin/ruff check --fix
+
+rename: .venv/.installed ## Make the project yours: package, imports, docs (NAME=my_project)
+	@.venv/bin/python -m litvision.rename $(NAME)
+	@.venv/bin/ruff format --quiet; .venv/bin/ruff check --quiet --fix --exit-zero
+	@.venv/bin/ruff check --quiet --add-noqa # lines that a longer name makes too long
+	@$(ready); $$uv pip uninstall --quiet --python .venv/bin/python litvision; rm -f .venv/.installed
 
 # Not behind `install`: where pyproject.toml and the lock contradict each other, nothing installs.
 lock: ## Pin what pyproject.toml asks for in requirements.lock (ARGS=--upgrade)

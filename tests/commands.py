@@ -17,7 +17,12 @@ _PROCESSES.set_forkserver_preload(
 
 
 def run_command(
-    folder: Path, module: str, *arguments: str, timeout: float = 120, fresh: bool = False
+    folder: Path,
+    module: str,
+    *arguments: str,
+    timeout: float = 120,
+    fresh: bool = False,
+    root: Path = Path(__file__).parents[1],
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m litvision.<module> <arguments>` in `folder`, as a person does.
 
@@ -27,13 +32,13 @@ def run_command(
         timeout: in seconds.
         fresh: import everything anew: for a command that starts processes of its own, which some
             libraries cannot from within a forked one.
+        root: of the project, if it is a copy.
 
     Raises:
         subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was killed.
     """
     folder.mkdir(exist_ok=True)
-    tests = Path(__file__).parent
-    paths = os.pathsep.join([str(tests.parent / "src"), str(tests)])
+    paths = os.pathsep.join([str(root / "src"), str(root / "tests")])
     environment = {**os.environ, "PYTHONPATH": paths}
     if fresh:
         command = [sys.executable, "-m", f"litvision.{module}", *arguments]

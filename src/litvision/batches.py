@@ -79,7 +79,7 @@ class Batch(NamedTuple):
     Attributes:
         images: uint8 `[B, H, W, C]` from the loader, in the memory that the data set lies in;
             float32 `[B, C, H, W]`, augmented and normalised, once on the device.
-        labels: int64 `[B]`.
+        labels: int64 `[B]`; float32 `[B, classes]`, shares that sum to 1, once pictures are mixed.
         draws, share: as in `Plan`.
     """
 
@@ -89,7 +89,9 @@ class Batch(NamedTuple):
     share: float = 1.0
 
 
-DRAWS = 5  # random numbers a picture: crop row, crop column, flip, cutout row, cutout column
+# Random numbers a picture: crop row, crop column, flip, cutout row, cutout column, and a seed for
+# what torchvision draws itself.
+DRAWS = 6
 
 
 def random_stream(seed: int, use: str, *position: int) -> np.random.Generator:
@@ -176,7 +178,10 @@ class PlanSampler(Sampler[Plan]):
             draws = None
             if self.augment:
                 random = random_stream(self.sampler.seed, "draws", self.sampler.epoch, step)
-                draws = random.integers(2**31, size=(stop - start, DRAWS))
+                # The last column after the others: it came later, and they stay what they were.
+                draws = random.integers(2**31, size=(stop - start, DRAWS - 1))
+                seeds = random.integers(2**31, size=(stop - start, 1))
+                draws = np.concatenate([draws, seeds], axis=1)
                 draws = draws[self.rank :: self.world_size]
             indices = order[start:stop][self.rank :: self.world_size]
             yield Plan(indices, draws, len(indices) * self.world_size / (stop - start))

@@ -139,7 +139,8 @@ class ImageClassifier(L.LightningModule):
         detached = loss.detach()
         # Sums stay on the device, so that a GPU need not be waited for.
         self._loss.add_(detached, alpha=len(labels))
-        self._correct.add_((logits.argmax(1) == labels).sum())
+        largest = labels if labels.ndim == 1 else labels.argmax(1)  # of a mixed picture's classes
+        self._correct.add_((logits.argmax(1) == largest).sum())
         self._pictures += len(labels)
         self._watch(detached, batch_idx)
         return loss if share == 1.0 else loss * share

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from litvision.augment import Augment, Mix, mix, trivial_augment
 from litvision.batches import (
     Batch,
     EpochOrder,
@@ -83,7 +84,12 @@ class ImageDataModule(L.LightningDataModule):
         padding: random crop: pixels added on each side first; 0: no crop.
         padding_mode: "zero" (black) or "reflect".
         flip: mirror a picture left to right with probability 1/2.
-        cutout: side in pixels of a random square set to the mean colour; 0: none.
+        augment: "trivial": TrivialAugment, one random operation a picture, before it is normalised;
+            "cutout": a random square of each picture set to the mean colour; None: neither.
+        cutout: side of that square in pixels, with or without `augment`; 0: none, or with
+            `augment="cutout"` half the picture's shorter side.
+        mix: "mixup" or "cutmix": each training picture blended with another, and their labels.
+        mix_alpha: their shares are drawn from Beta(alpha, alpha).
         mean, std: per channel, in units of 0 to 1; None: the data set's published values, else
             measured on the pictures that are trained on.
         num_workers: loader processes; 0, indexing in this process, is fastest for pictures in
@@ -107,7 +113,10 @@ class ImageDataModule(L.LightningDataModule):
         padding: Annotated[int, Field(ge=0)] = 4,
         padding_mode: Padding = "zero",
         flip: bool = True,
+        augment: Augment | None = None,
         cutout: Annotated[int, Field(ge=0)] = 0,
+        mix: Mix | None = None,
+        mix_alpha: Annotated[float, Field(gt=0)] = 1.0,
         mean: list[float] | None = None,
         std: list[Annotated[float, Field(gt=0)]] | None = None,
         num_workers: Annotated[int, Field(ge=0)] = 0,
@@ -125,7 +134,10 @@ class ImageDataModule(L.LightningDataModule):
         self.padding = padding
         self.padding_mode: Padding = padding_mode
         self.flip = flip
+        self.augment = augment
         self.cutout = cutout
+        self.mix = mix
+        self.mix_alpha = mix_alpha
         self.mean = mean
         self.std = std
         self.num_workers = num_workers
@@ -266,7 +278,8 @@ class ImageDataModule(L.LightningDataModule):
             # Loader processes ask for batches before Lightning sets the epoch of a resumed run.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             order.set_epoch(progress.processed)
-        augment = training and bool(self.padding or self.flip or self.cutout)
+        any_of_them = self.padding or self.flip or self.cutout or self.augment or self.mix
+        augment = training and bool(any_of_them)
         return PlanSampler(order, batch_size, rank, world_size, augment)
 
     def _loader(self, name: str, training: bool = False) -> DataLoader:
@@ -316,18 +329,24 @@ class ImageDataModule(L.LightningDataModule):
         """Augment a training batch and normalise any batch, where it now lies."""
         if not isinstance(batch, Batch):
             return batch
-        pixels, draws = batch.images, batch.draws
+        pixels, labels, draws = batch.images, batch.labels, batch.draws
         self._mean, self._std = self._mean.to(pixels.device), self._std.to(pixels.device)
         if draws is not None and self.padding:
             window = draws[:, :2] % (2 * self.padding + 1)
             pixels = crop(pixels, window[:, 0], window[:, 1], self.padding, self.padding_mode)
         if draws is not None and self.flip:
             pixels = flip(pixels, draws[:, 2] % 2 == 1)
+        if draws is not None and self.augment == "trivial":
+            pixels = trivial_augment(pixels, draws[:, 5])
         images = normalize(pixels, self._mean, self._std)
-        if draws is not None and self.cutout:
-            rows, columns = draws[:, 3] % images.shape[2], draws[:, 4] % images.shape[3]
-            images = cutout(images, rows, columns, self.cutout)
-        return batch._replace(images=images)
+        if draws is not None and (self.cutout or self.augment == "cutout"):
+            h, w = images.shape[2:]
+            rows, columns = draws[:, 3] % h, draws[:, 4] % w
+            images = cutout(images, rows, columns, self.cutout or min(h, w) // 2)
+        if draws is not None and self.mix:
+            seed = int(draws[0, 5])
+            images, labels = mix(images, labels, self.mix, self.mix_alpha, len(self.classes), seed)
+        return batch._replace(images=images, labels=labels)
 
 
 def _whole_batch(batch: Batch) -> Batch:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @command("evaluate")
 def main(cfg: DictConfig) -> float:
     """Rebuild the classifier of `cfg.checkpoint`, test it, print a table, return the accuracy."""
-    from litvision import assemble, checkpoints, preflight
+    from litvision import assemble, checkpoints, preflight, tta
     from litvision.callbacks.figures import Figures
     from litvision.callbacks.progress import progress
     from litvision.validation import check, check_value
@@ -43,9 +43,13 @@ def main(cfg: DictConfig) -> float:
     assemble.use_hardware(cfg)
     check(cfg)
     check_value("sparse", cfg.sparse, bool)
+    check_value("tta", cfg.tta, tta.Tta | None)
+    if cfg.sparse and cfg.tta:
+        raise UserError("sparse=true tests the network as it is: leave tta out.")
     if cfg.split not in ("train", "val", "test"):
         raise UserError(f"split={cfg.split!r} does not fit: it takes one of train, val, test.")
     classifier = checkpoints.rebuild(content, path, cfg.trust)
+    tta.average(classifier, cfg.tta)
     datamodule = assemble.build_datamodule(cfg.data, trust)
     datamodule.test_split = cfg.split
     datamodule.prepare_data()
@@ -62,7 +66,7 @@ def main(cfg: DictConfig) -> float:
     metrics = dict(trainer.test(classifier, datamodule, verbose=False)[0])
     assert figures.tally is not None
     matrix = figures.tally.matrix.cpu()
-    result = {"checkpoint": str(path), "split": cfg.split, **metrics}
+    result = {"checkpoint": str(path), "split": cfg.split, "tta": cfg.tta, **metrics}
     result |= {f"acc/{name}": _share(matrix, label) for label, name in enumerate(card["classes"])}
     text = table(card["classes"], metrics, matrix)
     if cfg.sparse:

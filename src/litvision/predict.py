@@ -7,7 +7,7 @@ import glob
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from omegaconf import DictConfig
 from pydantic import Field
@@ -30,6 +30,7 @@ class Options(TypedDict):
     output: str
     top_k: Annotated[int, Field(ge=1)]
     figure: bool
+    tta: Literal["flip"] | None
     batch_size: Annotated[int, Field(ge=1)]
     device: str
     decode_workers: Annotated[int, Field(ge=0)] | None
@@ -47,7 +48,7 @@ def main(cfg: DictConfig) -> int:
     check_keys(cfg, Options)
     files = find(cfg.input)
     hardware.keep_freed_memory()
-    predictor = load(cfg.checkpoint, cfg.trust, cfg.device)
+    predictor = load(cfg.checkpoint, cfg.trust, cfg.device, cfg.tta)
     output = records.from_here(cfg.output)
     part = output.with_name(output.name + ".part")
     try:

@@ -18,6 +18,7 @@ from litvision.classifier import ImageClassifier
 from litvision.commandline import first_line
 from litvision.errors import UserError
 from litvision.sources.decode import decode, fit
+from litvision.tta import Tta, average
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,12 @@ class Predictor:
 _WANTED = "a path, a PIL picture, a NumPy array [H, W, C], a tensor [C, H, W], or a list of these"
 
 
-def load(checkpoint: str | Path, trust: Iterable[str] = (), device: str = "auto") -> Predictor:
+def load(
+    checkpoint: str | Path,
+    trust: Iterable[str] = (),
+    device: str = "auto",
+    tta: Tta | None = None,
+) -> Predictor:
     """Return the classifier of a checkpoint, ready to be given pictures.
 
     Args:
@@ -158,12 +164,15 @@ def load(checkpoint: str | Path, trust: Iterable[str] = (), device: str = "auto"
         trust: targets that its config may name beside this project's own and those of torch and
             torchvision, such as "timm.*".
         device: as torch names it; "auto": a GPU where there is one.
+        tta: "flip": average the answers for each picture and its mirror image.
 
     Raises:
         UserError: there is no checkpoint, it cannot be read, or it is not trusted.
     """
     path = checkpoints.find(checkpoint)
-    return Predictor(checkpoints.rebuild(checkpoints.read(path), path, trust), device)
+    classifier = checkpoints.rebuild(checkpoints.read(path), path, trust)
+    average(classifier, tta)
+    return Predictor(classifier, device)
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

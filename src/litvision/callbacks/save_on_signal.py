@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
 
 from litvision.callbacks.interval_checkpoint import can_save
 from litvision.errors import Interrupted
@@ -16,11 +17,14 @@ from litvision.errors import Interrupted
 log = logging.getLogger(__name__)
 
 
-class SaveOnSignal(L.Callback):
+class SaveOnSignal(Checkpoint):
     """On SIGINT or SIGTERM save `last.ckpt` after the running step, and exit with status 75.
 
     The run goes on from there, within the epoch, with `resume=<its folder>`. A second signal ends
     it at once. Between two epochs nothing need be saved: the epoch's own checkpoint is there.
+
+    A `Checkpoint`, because Lightning puts those last: what other callbacks do with a step, such as
+    averaging the weights, is done before it is saved.
 
     Args:
         dirpath: the folder to save to.

@@ -1,0 +1,65 @@
+"""Test-time averaging over a picture and its mirror image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import litvision
+import test_evaluate
+from conftest import Run
+from litvision.classifier import ImageClassifier
+from litvision.tta import FlipAverage, average
+from test_evaluate import EVALUATE, Trained, evaluation
+from tiny import TinyLinear
+
+trained = test_evaluate.trained  # the fixture
+
+
+def test_both_directions_count_the_same() -> None:
+    network = TinyLinear(num_classes=4)
+    images = torch.randn(5, 3, 8, 8)
+    mean = (network(images) + network(images.flip(3))) / 2
+    torch.testing.assert_close(FlipAverage(network)(images), mean)
+    torch.testing.assert_close(FlipAverage(network)(images.flip(3)), mean)
+    assert not torch.allclose(network(images), mean)
+
+
+def test_null_leaves_a_classifier_as_it_is() -> None:
+    network = TinyLinear(num_classes=4)
+    classifier = ImageClassifier(network)
+    average(classifier, None)
+    assert classifier.network is network
+
+
+def test_evaluate_averages(trained: Trained, run: Run, tmp_path: Path) -> None:
+    done = run("evaluate", f"checkpoint={trained.checkpoint}", *EVALUATE, "tta=flip")
+    assert done.returncode == 0, done.stderr
+    found = evaluation(tmp_path)
+    assert found["tta"] == "flip"
+    assert found["test/loss"] != trained.result["test/loss"]
+    assert found["test/loss"] == pytest.approx(trained.result["test/loss"], rel=0.5, abs=1e-3)
+
+
+def test_a_mistake_gets_one_line(trained: Trained, run: Run) -> None:
+    for module in ("evaluate", "predict"):
+        options = [f"checkpoint={trained.checkpoint}", "tta=rotate"]
+        options += EVALUATE if module == "evaluate" else ["input=."]
+        done = run(module, *options)
+        assert done.returncode == 1
+        assert done.stderr == "error: tta='rotate' does not fit: it takes one of flip or null.\n"
+
+
+def test_load_averages(trained: Trained) -> None:
+    plain = litvision.load(trained.checkpoint, trust=["tiny.*"], device="cpu")
+    both = litvision.load(trained.checkpoint, trust=["tiny.*"], device="cpu", tta="flip")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *plain.image_size, 3), np.uint8)
+    turned = np.ascontiguousarray(pixels[:, :, ::-1])
+    for one, other in zip(both(pixels), both(turned), strict=True):
+        torch.testing.assert_close(one.probabilities, other.probabilities, rtol=1e-2, atol=1e-2)
+    assert not np.allclose(
+        plain(pixels)[0].probabilities, plain(turned)[0].probabilities, atol=1e-6
+    )
