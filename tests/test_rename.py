@@ -53,12 +53,17 @@ def left(folder: Path) -> list[str]:
     return names + [str(path) for path, text in texts.items() if b"litvision" in text]
 
 
-def test_nothing_of_the_old_name_is_left_and_it_trains(clone: Path) -> None:
+def test_nothing_of_the_old_name_is_left(clone: Path) -> None:
     renamed(clone, "my_project")
     assert left(clone) == []
     assert (clone / "README.md").read_text().startswith("# My project\n")
     assert 'name = "my_project"' in (clone / "pyproject.toml").read_text()
     assert 'my-project-train = "my_project.train:main"' in (clone / "pyproject.toml").read_text()
+
+
+@pytest.mark.slow
+def test_a_renamed_project_trains_and_classifies(clone: Path) -> None:
+    renamed(clone, "my_project")
     options = ["experiment=demo", "data.train_size=40", "data.test_size=20", "trainer.max_epochs=1"]
     done = python(clone, "-m", "my_project.train", *options, "trainer.accelerator=cpu")
     assert done.returncode == 0, done.stderr
