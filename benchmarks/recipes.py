@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
-from benchmarks.measure import RESULTS, ROOT, machine
+from benchmarks.measure import RESULTS, ROOT, machine, run
+from litvision import records
 
 EPOCHS = int(os.environ.get("EPOCHS", "6"))
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1").split(",")]
@@ -42,42 +41,32 @@ RECIPES = {
 
 
 def main() -> None:
-    found: dict[str, dict[int, dict[str, float]]] = {name: {} for name in RECIPES}
-    found["test-time flip"] = {}
+    found: dict[str, dict[int, float]] = {name: {} for name in [*RECIPES, "test-time flip"]}
     for seed in SEEDS:
         for name, options in RECIPES.items():
-            run = RESULTS / "recipes" / f"{name.replace(' ', '-')}-{seed}"
-            found[name][seed] = train(run, [*options, f"seed={seed}"])
-            if name == "none of them":
-                flipped = evaluate(run)
-                found["test-time flip"][seed] = {**found[name][seed], "val/acc": flipped}
+            folder = RESULTS / "recipes" / f"{name.replace(' ', '-')}-{EPOCHS}-{seed}"
+            found[name][seed] = train(folder, [*options, f"seed={seed}"])
+            if not options:
+                found["test-time flip"][seed] = evaluate(folder)
             report(found)
 
 
-def train(run: Path, options: list[str]) -> dict[str, float]:
-    """Train once, unless it was done before, and return its result."""
-    if not (run / "result.json").exists():
-        call("train", *COMMON, *DATA, *options, f"hydra.run.dir={run}")
-    lines = (run / "metrics.csv").read_text().splitlines()
-    column = lines[0].split(",").index("val/acc")
-    values = [row.split(",")[column] for row in lines[1:]]
-    return {"val/acc": [float(v) for v in values if v][-1]}
+def train(folder: Path, options: list[str]) -> float:
+    """Train once, unless it was done before; return the last epoch's validation accuracy."""
+    if records.read_result(folder).get("state") != "done":
+        run("-m", "litvision.train", *COMMON, *DATA, *options, f"hydra.run.dir={folder}")
+    return float(records.read_result(folder)["val/acc"])
 
 
-def evaluate(run: Path) -> float:
-    """Return the last epoch's accuracy on the validation split with test-time averaging."""
-    out = run / "flip"
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    call("evaluate", f"checkpoint={checkpoint}", "split=val", "tta=flip", f"hydra.run.dir={out}")
+def evaluate(folder: Path) -> float:
+    """Return the same of its last weights, with test-time averaging."""
+    out = folder / "flip"
+    options = [f"checkpoint={folder}/checkpoints/last.ckpt", "split=val", "tta=flip"]
+    run("-m", "litvision.evaluate", *options, f"hydra.run.dir={out}")
     return float(json.loads((out / "evaluation.json").read_text())["test/acc"])
 
 
-def call(module: str, *options: str) -> None:
-    command = [sys.executable, "-m", f"litvision.{module}", *options]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-
-
-def report(found: dict[str, dict[int, dict[str, float]]]) -> None:
+def report(found: dict[str, dict[int, float]]) -> None:
     """Write the table of what has been measured so far, and print it."""
     base = found["none of them"]
     lines = [
@@ -88,8 +77,8 @@ def report(found: dict[str, dict[int, dict[str, float]]]) -> None:
     ]
     for name, runs in found.items():
         if runs:
-            accuracy = statistics.mean(run["val/acc"] for run in runs.values())
-            differences = [runs[seed]["val/acc"] - base[seed]["val/acc"] for seed in runs]
+            accuracy = statistics.mean(runs.values())
+            differences = [runs[seed] - base[seed] for seed in runs]
             shown = ", ".join(f"{100 * value:+.1f}" for value in differences)
             lines.append(f"| {name} | {accuracy:.1%} | {shown} |")
     text = "\n".join(lines)

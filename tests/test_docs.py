@@ -19,12 +19,14 @@ from litvision.commandline import CONF
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# In backticks, or on an indented line of its own.
+# In backticks, or on an indented line of its own. Not in the pages about files that a reader is to
+# write: tests/test_your_own.py does what they say.
 COMMAND = re.compile(r"`(make [^`]+)`|^ {4}(make\b.*?)(?: {2,}.*)?$", re.MULTILINE)
 COMMANDS = sorted(
     {
         (page.name, found.group(1) or found.group(2))
         for page in PAGES
+        if not page.name.startswith("your-")
         for found in COMMAND.finditer(page.read_text(encoding="utf-8"))
     }
 )
@@ -35,10 +37,7 @@ def test_there_are_commands_to_check() -> None:
     assert len(COMMANDS) > 15
 
 
-# The pages about files that a reader is to write: tests/test_your_own.py does what they say.
-@pytest.mark.parametrize(
-    ("page", "command"), [found for found in COMMANDS if not found[0].startswith("your-")]
-)
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_a_command_in_the_docs_can_be_typed(page: str, command: str) -> None:
     program, target, *variables = shlex.split(command, comments=True)
     assert program == "make"
@@ -64,11 +63,16 @@ def test_a_command_in_the_docs_can_be_typed(page: str, command: str) -> None:
             compose(own, overrides)
 
 
+# A sweep is several runs.
+SWEEPS = ("--multirun", "experiment=batch_size", "experiment=normalization")
 RUN = [
-    (page, command)
+    pytest.param(
+        page,
+        command,
+        marks=pytest.mark.slow if any(sweep in command for sweep in SWEEPS) else (),
+    )
     for page, command in COMMANDS
     if page != "README.md"
-    and not page.startswith("your-")
     and command.split()[1] in ("train", "demo", "evaluate", "predict", "export")
     # These start processes of their own: tests/test_launchers.py runs them.
     and not any(option in command for option in ("trainer=ddp", "hydra/launcher="))

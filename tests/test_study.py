@@ -96,6 +96,7 @@ def test_a_hopeless_run_is_pruned(tmp_path: Path, run: Run, pruner: str) -> None
     assert any(trial.params["optimizer.lr"] == 5 for trial in pruned)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on_and_runs_the_lost_again(tmp_path: Path, run: Run) -> None:
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests.parent / "src"), str(tests)])

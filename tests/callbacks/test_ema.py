@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 
+from commands import run_command
 from conftest import Compose, Run
 from litvision.assemble import assemble
 
@@ -46,23 +47,33 @@ def test_the_average_is_saved_and_tested(compose_train: Compose) -> None:
         assert torch.equal(weight.cpu(), saved[name])
 
 
-@pytest.mark.parametrize("step", [1, 4])
-def test_a_run_that_was_stopped_ends_with_the_same_average(
-    run: Run, tmp_path: Path, step: int
-) -> None:
-    options = [
-        *OPTIONS, "data=shapes", "data.train_size=40", "data.test_size=20", "data.batch_size=16",
-        "model.network._target_=tiny.TinyNet", "trainer.accelerator=cpu", "trainer.max_epochs=3",
-        "callbacks.figures=null", "callbacks.model_summary=null",
-    ]  # fmt: skip
-    assert run("train", *options, "hydra.run.dir=whole").returncode == 0
-    stop = f"+callbacks.signal={{_target_: tiny.Signal, step: {step}, number: {signal.SIGTERM:d}}}"
-    assert run("train", *options, stop, "hydra.run.dir=run").returncode == 75
-    done = run("train", *options, "resume=run")
+SHORT = [
+    *OPTIONS, "data=shapes", "data.train_size=40", "data.test_size=20", "data.batch_size=16",
+    "model.network._target_=tiny.TinyNet", "trainer.accelerator=cpu", "trainer.max_epochs=3",
+    "callbacks.figures=null", "callbacks.model_summary=null",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run_command(folder, "train", *SHORT, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
-    whole, found = (
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
-        for name in ("whole", "run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_a_run_that_was_stopped_ends_with_the_same_average(
+    run: Run, tmp_path: Path, whole: Path, step: int
+) -> None:
+    stop = f"+callbacks.signal={{_target_: tiny.Signal, step: {step}, number: {signal.SIGTERM:d}}}"
+    assert run("train", *SHORT, stop, "hydra.run.dir=run").returncode == 75
+    done = run("train", *SHORT, "resume=run")
+    assert done.returncode == 0, done.stderr
+    expected, found = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (whole, tmp_path / "run")
     )
     for kind in ("state_dict", "current_model_state", "averaging_state"):
-        assert all(torch.equal(value, found[kind][name]) for name, value in whole[kind].items())
+        assert all(torch.equal(value, found[kind][name]) for name, value in expected[kind].items())
