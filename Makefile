@@ -4,11 +4,13 @@
 #   TORCH   which build of torch to install: cpu, cu128, … (uv's --torch-backend), or default for
 #           the one on the ordinary package index. It stays until TORCH names another.
 #   NAME    the project's new name:  make rename NAME=my_project
-#   EXTRAS  what else to install, as pyproject.toml names it: ray. It stays as TORCH does.
+#   RUN     the folder of a run or a sweep, for its report.
+#   EXTRAS  what else to install, as pyproject.toml names it: mlflow, ray, wandb, or several with
+#           commas. It stays as TORCH does.
 #   PYTHON  the Python to make .venv with, where the first one found is not the one wanted (to
 #           change it later: make clean install PYTHON=…).
 
-.PHONY: help install demo train sweep leaderboard optuna-dashboard evaluate predict export tensorboard bench test test-slow check format rename lock clean FORCE
+.PHONY: help install demo train sweep leaderboard optuna-dashboard evaluate predict export tensorboard mlflow report bench test test-slow test-browser check format rename lock clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -53,6 +55,16 @@ export: .venv/.installed ## Write a classifier as ONNX (ARGS='checkpoint=… for
 tensorboard: .venv/.installed ## Show curves and figures of every run in the browser
 	.venv/bin/tensorboard --logdir logs $(value ARGS)
 
+mlflow: .venv/.installed ## Show in the browser what logger=[csv,mlflow] has logged
+	@if ! .venv/bin/python -c 'import flask' 2>/dev/null; then \
+		echo "error: MLflow's pages need more of it than is installed: make install EXTRAS=mlflow" >&2; \
+		exit 1; \
+	fi
+	.venv/bin/mlflow ui --backend-store-uri sqlite:///logs/mlflow.db $(value ARGS)
+
+report: .venv/.installed ## Write a run or a sweep as one HTML page (RUN=logs/demo/…)
+	@.venv/bin/python -m litvision.report $(value RUN)
+
 ## Develop
 
 bench: .venv/.installed ## Measure speed and memory, a table each (ARGS='step loader')
@@ -63,6 +75,9 @@ test: .venv/.installed ## Run the fast tests
 
 test-slow: .venv/.installed ## Run the tests that train for longer
 	.venv/bin/pytest -m slow $(value ARGS)
+
+test-browser: .venv/.installed ## Look at TensorBoard and at a report with chromium
+	.venv/bin/pytest -m browser $(value ARGS)
 
 check: .venv/.installed ## Check format, lint and types; change nothing
 	.venv/bin/ruff format --check

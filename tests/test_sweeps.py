@@ -108,8 +108,11 @@ def test_tensorboard_shows_the_swept_options_alone(tmp_path: Path, run: Run) -> 
     ]
     alone = run("train", *logged, "hydra.run.dir=alone")
     assert alone.returncode == 0, alone.stderr
-    with pytest.raises(KeyError):
-        hparams(tmp_path / "alone")
+    by_itself = hparams(tmp_path / "alone")  # what is looked at first, and what was changed
+    assert by_itself["network"] == "TinyLinear"
+    assert by_itself["optimizer"] == "SGD"
+    assert by_itself["optimizer.lr"] == 0.01
+    assert by_itself["trainer.max_epochs"] == 2
 
 
 def test_there_has_to_be_a_sweep_to_go_on_with(run: Run) -> None:

@@ -209,7 +209,7 @@ def _is_bug(error: Exception) -> bool:
 
 def _message_of(error: Exception) -> str:
     if isinstance(error, UserError):
-        return str(error)
+        return str(error).partition("\nfull_key:")[0]  # Hydra adds it to what a class raises
     if plugin := re.search(rf"^{_NO_PLUGIN}.*\.hydra_(\w+)_(launcher|sweeper)\.", str(error)):
         name, kind = plugin.groups()
         return (

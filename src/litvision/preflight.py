@@ -99,11 +99,12 @@ def same_run(before: dict[str, Any], now: dict[str, Any]) -> None:
                 )
 
 
-def flat(node: Any, prefix: str) -> dict[str, Any]:
-    """Return dotted key -> value of nested dicts."""
-    if not isinstance(node, dict):
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return dotted key -> value of nested dicts; an empty one is a value."""
+    if not isinstance(node, dict) or (prefix and not node):
         return {prefix: node}
-    return {k: v for key, child in node.items() for k, v in flat(child, f"{prefix}.{key}").items()}
+    dot = f"{prefix}." if prefix else ""
+    return {k: v for key, child in node.items() for k, v in flat(child, f"{dot}{key}").items()}
 
 
 def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> None:
