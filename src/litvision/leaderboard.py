@@ -99,12 +99,13 @@ def show(rows: list[dict[str, Any]], columns: list[str]) -> None:
         words = column in ("run", "state", "options")
         table.add_column(column, justify="left" if words else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(_shown(column, row.get(column)) for column in columns))
+        table.add_row(*(shown(column, row.get(column)) for column in columns))
     # A pipe has no width: nothing shall be folded there.
     Console(width=None if sys.stdout.isatty() else 1000, highlight=False).print(table)
 
 
-def _shown(column: str, value: Any) -> str:
+def shown(column: str, value: Any) -> str:
+    """Return a value as a person reads it; "" for None."""
     if value is None:
         return ""
     if column == "options":  # a search's numbers have more digits than anyone reads

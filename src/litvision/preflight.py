@@ -18,6 +18,7 @@ from pydantic import Field
 from litvision.classifier import METRICS, ImageClassifier
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
+from litvision.records import flat
 from litvision.validation import check, check_keys
 
 # The config of a clone is its owner's own code and may name any target. A config that came inside
@@ -97,14 +98,6 @@ def same_run(before: dict[str, Any], now: dict[str, Any]) -> None:
                     f"resume: the checkpoint was trained with {key}={old.get(key)}, and this "
                     f"command says {new.get(key)}: give the same options as then."
                 )
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return dotted key -> value of nested dicts; an empty one is a value."""
-    if not isinstance(node, dict) or (prefix and not node):
-        return {prefix: node}
-    dot = f"{prefix}." if prefix else ""
-    return {k: v for key, child in node.items() for k, v in flat(child, f"{dot}{key}").items()}
 
 
 def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> None:

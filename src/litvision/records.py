@@ -13,7 +13,7 @@ from typing import Any
 
 def read_result(run: Path) -> dict[str, Any]:
     """Return what a run's `result.json` holds; empty where there is none, or no whole one."""
-    return _read(run / "result.json")
+    return read_object(run / "result.json")
 
 
 def write_result(run: Path, content: dict[str, Any]) -> None:
@@ -31,7 +31,7 @@ def write_result(run: Path, content: dict[str, Any]) -> None:
 
 def read_plan(sweep: Path) -> dict[str, Any]:
     """Return a sweep's plan, `keys` and `runs` as `litvision.sweeps` writes it; empty if none."""
-    return _read(sweep / "sweep.json")
+    return read_object(sweep / "sweep.json")
 
 
 def from_here(path: str | Path) -> Path:
@@ -40,7 +40,16 @@ def from_here(path: str | Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _read(path: Path) -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return dotted key -> value of nested dicts; an empty one is a value."""
+    if not isinstance(node, dict) or (prefix and not node):
+        return {prefix: node}
+    dot = f"{prefix}." if prefix else ""
+    return {k: v for key, child in node.items() for k, v in flat(child, f"{dot}{key}").items()}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object; empty where there is no file, or no whole one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

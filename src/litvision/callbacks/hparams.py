@@ -10,7 +10,6 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 
 from litvision import records
 from litvision.callbacks.best_checkpoint import BestCheckpoint
-from litvision.preflight import flat
 
 # A run by itself shows these, and what else the command line changed.
 SHOWN = {
@@ -73,7 +72,7 @@ class HParams(L.Callback):
 
 
 def _config(pl_module: Any) -> dict[str, Any]:
-    return flat(pl_module.card.get("config", {}))
+    return records.flat(pl_module.card.get("config", {}))
 
 
 def _is_place(key: str) -> bool:
