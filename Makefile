@@ -13,6 +13,15 @@
 .PHONY: help install demo train sweep leaderboard optuna-dashboard evaluate predict export tensorboard mlflow report bench test test-slow test-browser check format rename lock clean FORCE
 .DEFAULT_GOAL := help
 
+# `make train model=vgg16` would set a variable that nothing reads, and train the default.
+KNOWN := ARGS TORCH NAME RUN EXTRAS PYTHON SHELL
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command%,$(origin $(name))),$(name)))
+STRAY := $(filter-out $(KNOWN),$(GIVEN))
+ifneq ($(STRAY),)
+$(error error: options go into ARGS: make $(MAKECMDGOALS) \
+	ARGS="$(strip $(foreach name,$(STRAY),$(name)=$(value $(name))))")
+endif
+
 help:
 	@awk -F ':.*## ' '/^## / { print "\n" substr($$0, 4) } \
 		/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile

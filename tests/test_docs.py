@@ -20,13 +20,13 @@ from litvision.commandline import CONF
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # In backticks, or on an indented line of its own. Not in the pages about files that a reader is to
-# write: tests/test_your_own.py does what they say.
+# write, which tests/test_your_own.py does, nor about mistakes: tests/test_troubleshooting.py.
 COMMAND = re.compile(r"`(make [^`]+)`|^ {4}(make\b.*?)(?: {2,}.*)?$", re.MULTILINE)
 COMMANDS = sorted(
     {
         (page.name, found.group(1) or found.group(2))
         for page in PAGES
-        if not page.name.startswith("your-")
+        if not page.name.startswith(("your-", "troubleshooting"))
         for found in COMMAND.finditer(page.read_text(encoding="utf-8"))
     }
 )

@@ -23,7 +23,7 @@ from litvision.callbacks.result import Result
 from litvision.classifier import ImageClassifier
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
-from litvision.initialize import initialize
+from litvision.initialize import IMAGENET, initialize
 from litvision.preflight import (
     ANY,
     build,
@@ -92,6 +92,8 @@ def assemble(cfg: DictConfig) -> Run:
     use_hardware(cfg)
     check_before_reading(cfg)
     resume_from, resumed = find_checkpoint(cfg.resume)
+    if cfg.init_from not in (None, IMAGENET):
+        checkpoints.read(checkpoints.find(cfg.init_from), "init_from")
     trainer = build_trainer(cfg)
     datamodule = build_datamodule(cfg.data)
     datamodule.trainer = trainer  # the number of devices decides the number of steps
@@ -139,6 +141,12 @@ def use_hardware(cfg: DictConfig) -> None:
     Runs of a sweep that joblib starts side by side share the cores, and take the GPUs in turn.
     """
     device = hardware.accelerator(str(cfg.trainer.accelerator))
+    if device == "gpu" or (device == "cuda" and not torch.cuda.is_available()):
+        raise UserError(
+            f"trainer.accelerator={cfg.trainer.accelerator}: torch {torch.__version__} finds no "
+            "GPU here. Give trainer.accelerator=cpu; if there is one, its driver may be too old "
+            "for this build of torch: make install TORCH=cu128 takes another."
+        )
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # what is left in float32 may use TF32
     elif device == "cpu":

@@ -32,6 +32,7 @@ from litvision.errors import UserError
 # the processes that a run or a sweep starts.
 _ASKED = "LITVISION_FULL_ERROR"
 _NO_PLUGIN = "Unknown plugin class"
+_NO_CHOICE = "Config group override must be"
 WANTS_TRACEBACKS = os.environ.get(_ASKED, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
 _PACKAGE = Path(__file__).parent
@@ -92,7 +93,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             except MissingConfigException as error:
                 stop(_missing_option(error))
             except OverrideParseException as error:
-                stop(f"{error.override!r} cannot be read: {first_line(error)}. {OVERRIDE_HELP}")
+                why = first_line(error).rstrip(".") if "=" in error.override else "it has no ="
+                stop(f"{error.override!r} cannot be read: {why}. {OVERRIDE_HELP}")
             except ConfigCompositionException as error:
                 stop(_composition_error(error, config_name))
             except Exception as error:
@@ -172,10 +174,14 @@ def stop(message: str) -> NoReturn:
 
 
 def nearest(word: str, words: Iterable[str], count: int = 3) -> list[str]:
-    """Return the words most like `word`, best first; for a dotted key its last part counts too."""
-    words = sorted(set(words))
-    found = difflib.get_close_matches(word, words, n=count, cutoff=0.6)
+    """Return the words most like `word`, best first; for a dotted key its last part counts too.
+
+    Of keys with the same last part, one in a config group comes first: optimizer.lr for lr.
+    """
+    words = sorted(set(words), key=lambda w: (w.partition(".")[0] not in groups(), w))
     last = word.rpartition(".")[2]
+    found = [w for w in words if "." in w and w.endswith(f".{word}")]
+    found += difflib.get_close_matches(word, words, n=count, cutoff=0.6)
     by_last = {w.rpartition(".")[2]: w for w in reversed(words)}
     found += [by_last[w] for w in difflib.get_close_matches(last, by_last, n=count, cutoff=0.7)]
     return list(dict.fromkeys(found))[:count]
@@ -202,7 +208,7 @@ def _is_bug(error: Exception) -> bool:
     # By name, since importing Lightning would take seconds: its word for settings that do not fit.
     lightning = type(error).__name__ == "MisconfigurationException"
     # Hydra's own, a plain ValueError for `callbacks=null`, a RuntimeError for a missing plug-in.
-    no_choice = str(error).startswith(("Config group override must be", _NO_PLUGIN))
+    no_choice = str(error).startswith((_NO_CHOICE, _NO_PLUGIN))
     mistake = lightning or no_choice or isinstance(error, UserError | OmegaConfBaseException)
     return WANTS_TRACEBACKS or not mistake
 
@@ -210,6 +216,12 @@ def _is_bug(error: Exception) -> bool:
 def _message_of(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error).partition("\nfull_key:")[0]  # Hydra adds it to what a class raises
+    if str(error).startswith(_NO_CHOICE):
+        chosen = next((a for a in sys.argv[1:] if a.endswith("=null")), "a group")
+        return (
+            f"{chosen}: name a choice, or take single parts out: callbacks.<name>=null, "
+            "logger=none, scheduler=none."
+        )
     if plugin := re.search(rf"^{_NO_PLUGIN}.*\.hydra_(\w+)_(launcher|sweeper)\.", str(error)):
         name, kind = plugin.groups()
         return (

@@ -162,6 +162,7 @@ NOISE = (
     # What the finders of batch size and learning rate do to come back to where they began.
     r"Restored all states from the checkpoint at .*[/\\\\]\.(lr_find|scale_batch_size)_",
     r"`weights_only` was not set",
+    r"Encountered `nan` values in tensor",  # torchmetrics; the line on the loss says more
     r"Finished batch size finder",  # whether the run goes on with that size, the callback says
 )
 LOGGERS = (

@@ -152,7 +152,8 @@ def describe(annotation: Any) -> str:
     if origin is typing.Literal:
         return "one of " + ", ".join(str(a) for a in arguments)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(a) for a in arguments))
+        plain = [a for a in arguments if getattr(a, "__name__", "") != "Tensor"]  # none in YAML
+        return " or ".join(dict.fromkeys(describe(a) for a in plain or arguments))
     if origin in (list, tuple, set):
         inner = [describe(a) for a in arguments if a is not Ellipsis]
         return f"a list of {', '.join(dict.fromkeys(inner))}" if inner else "a list"

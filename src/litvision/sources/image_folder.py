@@ -118,6 +118,13 @@ class ImageFolder:
     def _split_names(self) -> list[str]:
         for name in ("train", "test"):
             if not (self.root / name).is_dir():
+                folders = sorted(f.name for f in self.root.glob("*/")) if name == "train" else []
+                if len(folders) > 1:
+                    raise UserError(
+                        f"no folder {self.root / name}, but {', '.join(folders[:3])}: if these are "
+                        f"the classes, move them into {self.root / 'train'}, and some pictures of "
+                        f"each into {self.root / 'test'}/<class>"
+                    )
                 raise UserError(
                     f"no folder {self.root / name}; {_expected(self.root)}; "
                     "set data.root to the folder that holds train and test"
