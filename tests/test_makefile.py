@@ -308,6 +308,38 @@ def test_extras_stay_until_others_are_named(project):
     assert project.installs()[0].endswith("-e .[dev,sweep,export,wandb,ray]")
 
 
+def test_options_beside_args_are_refused(project):
+    result = project.make("train", "model=vgg16", "hydra/launcher=joblib")
+    assert result.returncode != 0
+    (line,) = result.stderr.splitlines()
+    assert "error: options go into ARGS: make train ARGS=" in line
+    assert "model=vgg16" in line
+    assert "hydra/launcher=joblib" in line
+    assert project.calls() == []
+
+
+def test_a_report_is_of_the_folder_given(project):
+    result = project.make("-n", "report", "RUN=logs/demo/a b")
+    assert ".venv/bin/python -m litvision.report logs/demo/a b" in result.stdout
+
+
+def test_the_pages_of_mlflow_need_the_whole_of_it(project):
+    project.make("install")
+    python = project.folder / ".venv" / "bin" / "python"
+    for status, expected in ((1, 2), (0, 0)):  # what `import flask` ends with
+        python.write_text(f"#!/bin/sh\nexit {status}\n")
+        mlflow = python.with_name("mlflow")
+        mlflow.write_text('#!/bin/sh\necho "called mlflow $*"\n')
+        mlflow.chmod(0o755)
+        result = project.make("mlflow", "ARGS=--port 7000")
+        assert result.returncode == expected
+        if status:
+            assert "make install EXTRAS=mlflow" in result.stderr
+        else:
+            call = "called mlflow ui --backend-store-uri sqlite:///logs/mlflow.db --port 7000"
+            assert call in result.stdout.splitlines()
+
+
 # ---- the Python and the uv it finds --------------------------------------------------------------
 
 

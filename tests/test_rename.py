@@ -44,9 +44,11 @@ def renamed(clone: Path, name: str) -> None:
 
 
 def left(folder: Path) -> list[str]:
-    """Where the old name still stands, in whatever lies there before anything is run."""
+    """Where the old name still stands, but for the licence's notice, before anything is run."""
     found = [
-        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in str(path)
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in str(path) and path.name != "LICENSE"
     ]
     texts = {path: path.read_bytes().lower() for path in found}
     names = [str(path) for path in texts if "litvision" in str(path.relative_to(folder)).lower()]
@@ -58,6 +60,7 @@ def test_nothing_of_the_old_name_is_left(clone: Path) -> None:
     assert left(clone) == []
     assert (clone / "README.md").read_text().startswith("# My project\n")
     assert 'name = "my_project"' in (clone / "pyproject.toml").read_text()
+    assert (clone / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert 'my-project-train = "my_project.train:main"' in (clone / "pyproject.toml").read_text()
 
 

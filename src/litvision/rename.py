@@ -23,11 +23,13 @@ def main(arguments: list[str] | None = None) -> None:
     if reason := unfit(new):
         sys.exit(f"error: NAME={new}: {reason}. Give for example NAME=my_project.")
     root = PACKAGE.parents[1]
-    changed = [path for path in files(root) if rewrite(path, new)]
+    # The licence asks for its notice to stay as it is.
+    changed = [path for path in files(root) if path.name != "LICENSE" and rewrite(path, new)]
     PACKAGE.rename(PACKAGE.with_name(new))
     print(
         f"{OLD} is {new} now: {len(changed)} files changed. Checkpoints that {OLD} saved name its "
-        "classes, and are not read any more.\nNext: make test, and a commit."
+        "classes, and are not read any more.\nLICENSE stays: add a line for what you write."
+        "\nNext: make test, and a commit."
     )
 
 
