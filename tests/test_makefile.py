@@ -141,7 +141,10 @@ def test_every_target_has_a_rule():
         ("predict", ".venv/bin/python -m litvision.predict seed=1"),
         ("export", ".venv/bin/python -m litvision.export seed=1"),
         ("tensorboard", ".venv/bin/tensorboard --logdir logs seed=1"),
-        ("test", ".venv/bin/pytest seed=1"),
+        (
+            "test",
+            "OMP_NUM_THREADS=1 .venv/bin/pytest -n logical --maxprocesses 8 --dist loadfile seed=1",
+        ),
         ("test-slow", ".venv/bin/pytest -m slow seed=1"),
     ],
 )

@@ -92,7 +92,7 @@ def assemble(cfg: DictConfig) -> Run:
     use_hardware(cfg)
     check_before_reading(cfg)
     resume_from, resumed = find_checkpoint(cfg.resume)
-    if cfg.init_from not in (None, IMAGENET):
+    if resumed is None and cfg.init_from not in (None, IMAGENET):
         checkpoints.read(checkpoints.find(cfg.init_from), "init_from")
     trainer = build_trainer(cfg)
     datamodule = build_datamodule(cfg.data)
