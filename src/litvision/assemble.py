@@ -20,6 +20,7 @@ import litvision
 from litvision import checkpoints, hardware, records, sweeps
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 from litvision.callbacks.result import Result
+from litvision.checkpoint_io import WholeCheckpointIO
 from litvision.classifier import ImageClassifier
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
@@ -176,6 +177,8 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     }
     with parts("trainer"):
         trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers or False, **options)
+    if trainer.strategy._checkpoint_io is None:  # a strategy or a plug-in may have its own
+        trainer.strategy._checkpoint_io = WholeCheckpointIO()
     if isinstance(trainer.profiler, PassThroughProfiler):
         trainer.profiler = _NoProfiler()
     return trainer
@@ -288,12 +291,27 @@ def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | No
     """Return the checkpoint to resume from, and what it holds.
 
     Args:
-        resume: the file, or a run's folder for the last one in it; None: start afresh.
+        resume: the file, or a run's folder for the last one in it; None: start afresh. Where the
+            last one is damaged, the best one is taken, and a line says so.
     """
     if resume is None:
         return None, None
     path = checkpoints.find(resume, ["last"])
-    return str(path), checkpoints.read(path, "resume")
+    try:
+        return str(path), checkpoints.read(path, "resume")
+    except UserError as error:
+        best = path.with_name("best.ckpt")
+        if not Path(resume).is_dir() or not path.is_file() or not best.is_file():
+            raise
+        try:
+            content = checkpoints.read(best, "resume")
+        except UserError:
+            raise error from None
+        log.warning(
+            f"{records.from_here(path)} is damaged: going on from best.ckpt beside it, after "
+            f"step {content['global_step']}"
+        )
+        return str(best), content
 
 
 def _counted(number: int, thing: str) -> str:

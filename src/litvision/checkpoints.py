@@ -13,6 +13,7 @@ A checkpoint is Lightning's own, plus one entry, `litvision`, of plain values:
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -70,6 +71,10 @@ def read(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
             f"last.ckpt. Give {key}=<the folder of a run that saved one, or the file itself>."
         )
     try:
+        # The file is a zip archive with a checksum of each part, which torch does not look at.
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} does not fit")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever a foreign file's bytes lead it to
         raise UserError(
