@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from conftest import Run
-from litvision.commandline import CONF, nearest
+from litvision.commandline import CONF, nearest, new_folder
 
 SOURCE = Path(__file__).parents[1] / "src"
 
@@ -112,3 +115,23 @@ def test_nearest_looks_at_whole_keys_and_at_their_last_part() -> None:
 
 def test_the_configs_are_found_beside_the_package() -> None:
     assert Path(__file__).parents[1] / "conf" == CONF
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path: Path) -> None:
+    path = str(tmp_path / "logs" / "default" / "2026-01-31_12-00-00")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(new_folder, [path] * 8))
+    assert set(made) == {path, *(f"{path}_{number}" for number in range(2, 9))}
+    cfg = OmegaConf.create({"dir": f"${{new_folder:{path}}}"})
+    assert cfg.dir == cfg.dir == f"{path}_9"  # one config, one folder
+
+
+def test_a_place_where_nothing_can_be_written_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file")
+    done = run("train", "data=shapes")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: logs/default/\S+ cannot be made \((Not a directory|File exists)\): give another "
+        r"place for what the run writes, hydra\.run\.dir=<folder>\.\n",
+        done.stderr,
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import os
 import re
 import sys
@@ -40,6 +41,32 @@ _PACKAGE = Path(__file__).parent
 CONF = next(
     (c for c in (_PACKAGE.parents[1] / "conf", _PACKAGE / "conf") if c.is_dir()), _PACKAGE / "conf"
 )
+
+
+def new_folder(path: str) -> str:
+    """Make a folder that was not there and return its name: `path`, else `path_2` and so on.
+
+    For configs: `${new_folder:logs/…}`. Two runs that start in the same second get two folders.
+    """
+    for number in itertools.count(1):
+        folder = Path(path if number == 1 else f"{path}_{number}")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            break
+        except FileExistsError:
+            if not folder.is_dir():  # a file is in the way
+                raise UserError(f"{folder} cannot be made: a file has that name.") from None
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be made ({error.strerror}): give another place for what the run "
+                "writes, hydra.run.dir=<folder>."
+            ) from error
+    return str(folder)
+
+
+# Cached with the config, as Hydra's own `now` is: each run asks for its folder several times.
+OmegaConf.register_resolver("new_folder", new_folder, use_cache=True, replace=True)
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -230,6 +257,8 @@ def _message_of(error: Exception) -> str:
         )
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
     line = first_line(error)
+    if " raised while resolving interpolation: " in line:  # by one of ours
+        return line.partition(" raised while resolving interpolation: ")[2]
     return f"{key}: {line}" if key and str(key) not in line else line
 
 
