@@ -10,7 +10,7 @@
 #   PYTHON  the Python to make .venv with, where the first one found is not the one wanted (to
 #           change it later: make clean install PYTHON=…).
 
-.PHONY: help install demo train sweep leaderboard optuna-dashboard evaluate predict export tensorboard mlflow report bench test test-slow test-browser check format rename lock clean FORCE
+.PHONY: help install demo train sweep leaderboard optuna-dashboard evaluate predict export tensorboard mlflow report rerun bench test test-slow test-browser check format rename lock clean FORCE
 .DEFAULT_GOAL := help
 
 # `make train model=vgg16` would set a variable that nothing reads, and train the default.
@@ -73,6 +73,9 @@ mlflow: .venv/.installed ## Show in the browser what logger=[csv,mlflow] has log
 
 report: .venv/.installed ## Write a run or a sweep as one HTML page (RUN=logs/demo/…)
 	@.venv/bin/python -m litvision.report $(value RUN)
+
+rerun: .venv/.installed ## Repeat a run from its folder and compare the metrics (RUN=logs/demo/…)
+	.venv/bin/python -m litvision.rerun $(value RUN)
 
 ## Develop
 

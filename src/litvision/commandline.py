@@ -12,7 +12,8 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -132,6 +133,17 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return main
 
     return decorate
+
+
+@contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """Give a command that Hydra does not start the same answers to mistakes."""
+    try:
+        yield
+    except Exception as error:
+        if _is_bug(error):
+            raise
+        stop(_message_of(error))
 
 
 def _implied(arguments: list[str]) -> list[str]:

@@ -13,6 +13,11 @@ def main(cfg: DictConfig) -> float | None:
     """Train one classifier as `cfg` says and return the best value of the watched metric."""
     if sweeps.runs_apart(cfg):
         return sweeps.run_apart("litvision.train", cfg.monitor)
+    return train(cfg)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Do it, in this process."""
     from litvision.assemble import assemble  # torch comes in here, so that help need not wait
 
     run = assemble(cfg)

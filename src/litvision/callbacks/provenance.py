@@ -43,8 +43,7 @@ class Provenance(L.Callback):
             "command": shlex.join([sys.executable, *sys.argv]),
             "seed": self.seed,
             "git": git_state(Path(__file__).parent),
-            "versions": {"python": platform.python_version(), "litvision": __version__}
-            | {name: _version(name) for name in PACKAGES},
+            "versions": versions(),
             "hardware": {
                 "platform": platform.platform(),
                 "device": _device_name(trainer.strategy.root_device),
@@ -58,6 +57,12 @@ class Provenance(L.Callback):
         path = Path(trainer.default_root_dir) / "provenance.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python, this package and those that a run depends on."""
+    ours = {"python": platform.python_version(), "litvision": __version__}
+    return ours | {name: _version(name) for name in PACKAGES}
 
 
 def git_state(folder: Path) -> dict[str, str] | None:

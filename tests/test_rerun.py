@@ -1,0 +1,78 @@
+"""What a run leaves in its folder is enough to repeat it, bit by bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from conftest import Run
+from litvision import rerun
+
+OPTIONS = [
+    *("data=shapes", "data.train_size=60", "data.test_size=20", "data.batch_size=16"),
+    *("model.network._target_=tiny.TinyDropout", "trainer.accelerator=cpu", "logger=csv"),
+    *("callbacks.figures=null", "callbacks.model_summary=null", "optimizer.lr=0.1"),
+]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_run_is_repeated_to_the_bit(run: Run, tmp_path: Path, precision: str) -> None:
+    options = [*OPTIONS, f"trainer.precision={precision}", "trainer.max_epochs=2", "seed=5"]
+    done = run("train", "--multirun", *options, "hydra.sweep.dir=sweep", "data.mix=mixup")
+    assert done.returncode == 0, done.stderr
+    provenance = tmp_path / "sweep" / "0" / "provenance.json"
+    record = json.loads(provenance.read_text())
+    record["versions"]["torch"] = "1.0"
+    provenance.write_text(json.dumps(record))
+    done = run("rerun", "sweep/0")
+    assert done.returncode == 0, done.stderr
+    assert f"not as then: torch 1.0, now {torch.__version__.split('+')[0]}" in done.stdout
+    assert done.stdout.endswith("\nEvery metric is the same as then, to the last digit.\n")
+    (again,) = tmp_path.glob("logs/rerun/*")
+    files = [folder / "checkpoints" / "last.ckpt" for folder in (tmp_path / "sweep" / "0", again)]
+    before, now = (torch.load(file, weights_only=True)["state_dict"] for file in files)
+    assert all(torch.equal(before[name], now[name]) for name in before)
+    config = OmegaConf.load(again / "config.yaml")
+    assert str(tmp_path / "sweep") not in OmegaConf.to_yaml(config)
+    assert config.callbacks.best_checkpoint.dirpath == f"{again}/checkpoints"
+
+
+def test_metrics_and_pictures_that_differ_are_named(tmp_path: Path) -> None:
+    for name, accuracy in (("a", 0.5), ("b", 0.25)):
+        (tmp_path / name).mkdir()
+        result = {"state": "done", "val/acc": 0.5, "test/acc": accuracy}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+        (tmp_path / name / "provenance.json").write_text(json.dumps({"data_sha256": name}))
+    assert rerun.compare(tmp_path / "a", tmp_path / "b").splitlines() == [
+        "",
+        "Other than then:",
+        "the pictures are others, by their checksum",
+        "test/acc: 0.5 then, 0.25 now",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: give the folder of a run: make rerun RUN=logs/…\n"),
+        (["no"], "error: no/config.yaml is not there, or is not the config of a run: give the "
+                 "folder of one.\n"),
+        (["bad"], "error: bad/config.yaml is not there, or is not the config of a run: give the "
+                  "folder of one.\n"),
+    ],
+)  # fmt: skip
+def test_a_folder_without_a_config_is_answered_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "config.yaml").write_text("{: not yaml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        rerun.main(arguments)
+    assert capsys.readouterr().err == message
+    assert not (tmp_path / "logs").exists()
