@@ -112,6 +112,7 @@ def rebuild(
     refuse_untrusted(card["config"]["model"], trusted, path)
     model = OmegaConf.create(card["config"]["model"])
     try:
+        refuse_other_shapes(model, trusted, content["state_dict"])
         classifier = instantiate(model, _convert_="all", _execution_whitelist_=trusted)
         if not isinstance(classifier, ImageClassifier):
             raise TypeError(f"its model is a {type(classifier).__name__}, not an ImageClassifier")
@@ -134,12 +135,47 @@ def refuse_untrusted(config: Any, trusted: Iterable[str], path: str | Path) -> N
         trusted: patterns such as "torch.nn.*".
         path: where the config came from, for messages.
     """
+    for text in _strings(config):
+        # A run writes its config resolved; anything else would be looked up on this machine.
+        if "${" in text:
+            raise UserError(f"{path} is not as a run saves it: its config holds {text!r}.")
     for target in _targets(config):
         if not any(fnmatchcase(target, pattern) for pattern in trusted):
             raise UserError(
                 f"{path} names {target!r}, which is not trusted. If it comes from a package that "
                 "you trust, add trust=[<package>.*]."
             )
+
+
+def refuse_other_shapes(model: Any, trusted: Iterable[str], weights: dict[str, Any]) -> None:
+    """Refuse a network whose tensors are not those of the file, before memory is taken for it.
+
+    A few words of a config can ask for more memory than there is.
+
+    Raises:
+        ValueError: a tensor has another shape, or the file does not have it.
+    """
+    try:
+        with torch.device("meta"):  # shapes without memory
+            classifier = instantiate(model, _convert_="all", _execution_whitelist_=tuple(trusted))
+            shapes = {name: tensor.shape for name, tensor in classifier.state_dict().items()}
+    except (RuntimeError, NotImplementedError, AttributeError):
+        return  # a network of the user's own that looks at values while it is built
+    for name, shape in shapes.items():
+        there = getattr(weights.get(name), "shape", None)
+        if there != shape:
+            raise ValueError(
+                f"its config has {name} with shape {list(shape)}, its weights have "
+                f"{'none' if there is None else list(there)}"
+            )
+
+
+def _strings(config: Any) -> Iterator[str]:
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, dict | list):
+        for value in config.values() if isinstance(config, dict) else config:
+            yield from _strings(value)
 
 
 def _targets(config: Any) -> Iterator[str]:
