@@ -1,9 +1,11 @@
 """CIFAR: downloaded once, checked, repaired, and read pixel for pixel."""
 
+import pickle
 import socket
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from conftest import CifarArchive, FileServer
 from litvision.errors import UserError
-from litvision.sources.cifar import CIFAR10, CIFAR100
+from litvision.sources.cifar import CIFAR10, CIFAR100, _unpack
 
 
 @pytest.fixture
@@ -205,3 +207,40 @@ def test_the_archive_is_kept_when_its_replacement_fails(
     file_server.fault = "truncate"
     error_of(source)
     assert archive.read_bytes() == before
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.marker,))
+
+
+def test_a_file_that_would_run_something_is_refused_though_its_md5_fits(
+    source: CIFAR10, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.prepare()
+    marker = tmp_path / "ran"
+    file = source.root / "cifar-10-batches-py" / "data_batch_2"
+    file.write_bytes(pickle.dumps({"data": Evil(marker), "labels": []}, protocol=2))
+    monkeypatch.setattr(source, "_is_intact", lambda: True)  # a forged MD5
+    with pytest.raises(UserError, match=r"data_batch_2 is not what CIFAR's files are: it holds"):
+        source.read()
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind", ["parent", "absolute", "link"])
+def test_an_archive_that_would_write_elsewhere_is_refused(tmp_path: Path, kind: str) -> None:
+    archive, folder = tmp_path / "a.tar.gz", tmp_path / "folder"
+    folder.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        names = {"parent": "../out", "absolute": f"{tmp_path}/out", "link": "inside"}
+        member = tarfile.TarInfo(names[kind])
+        if kind == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(member)
+    with pytest.raises(UserError, match=r"a.tar.gz is not what it should be: it holds"):
+        _unpack(archive, folder)
+    assert list(folder.iterdir()) == []
+    assert not (tmp_path / "out").exists()

@@ -6,15 +6,18 @@ Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 from __future__ import annotations
 
 import http.client
+import pickle
 import socket
+import tarfile
 import urllib.error
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torchvision.datasets
 from filelock import FileLock
-from torchvision.datasets.utils import check_integrity, download_url, extract_archive
+from torchvision.datasets.utils import check_integrity, download_url
 
 from litvision.batches import Images
 from litvision.errors import UserError
@@ -32,6 +35,7 @@ class CIFAR10:
     """
 
     dataset: ClassVar[type[torchvision.datasets.CIFAR10]] = torchvision.datasets.CIFAR10
+    labels: ClassVar[str] = "labels"  # their key in the files
     mean: ClassVar[tuple[float, ...]] = (0.4914, 0.4822, 0.4465)
     std: ClassVar[tuple[float, ...]] = (0.2470, 0.2435, 0.2616)
 
@@ -55,8 +59,8 @@ class CIFAR10:
                 archive = self.root / self.dataset.filename
                 if not check_integrity(archive, self.dataset.tgz_md5):
                     self._download(archive)
-                extract_archive(str(archive), str(self.root))
-        except OSError as error:
+                _unpack(archive, self.root)
+        except (OSError, tarfile.TarError) as error:
             raise UserError(
                 f"cannot unpack {self.dataset.filename} in {self.root} ({error}); "
                 "set data.root to a folder that can be written and has 350 MB free"
@@ -71,23 +75,33 @@ class CIFAR10:
         Raises:
             UserError: the unpacked files are missing or damaged.
         """
-        return {"train": self._split(train=True), "test": self._split(train=False)}
-
-    def _split(self, train: bool) -> Images:
-        try:
-            data = self.dataset(self.root, train=train)
-        except RuntimeError as error:
+        if not self._is_intact():
             raise UserError(
                 f"{self.root / self.dataset.base_folder} is missing or damaged; "
                 "prepare() puts it right"
-            ) from error
+            )
+        lists = {"train": self.dataset.train_list, "test": self.dataset.test_list}
+        return {split: self._split([name for name, _ in files]) for split, files in lists.items()}
+
+    def _split(self, names: list[str]) -> Images:
+        batches = [self._load(name) for name in names]
+        pixels = np.concatenate([batch["data"] for batch in batches])
+        labels = [label for batch in batches for label in batch[self.labels]]
         return Images(
-            pixels=torch.from_numpy(data.data).contiguous(),
-            labels=torch.tensor(data.targets),
-            classes=tuple(data.classes),
+            pixels=torch.from_numpy(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1).copy()),
+            labels=torch.tensor(labels),
+            classes=tuple(self._load(self.dataset.meta["filename"])[self.dataset.meta["key"]]),
             mean=self.mean,
             std=self.std,
         )
+
+    def _load(self, name: str) -> Any:
+        path = self.root / self.dataset.base_folder / name
+        try:
+            with path.open("rb") as file:
+                return _PlainUnpickler(file, encoding="latin1").load()
+        except pickle.UnpicklingError as error:
+            raise UserError(f"{path} is not what CIFAR's files are: {error}") from error
 
     def _is_intact(self) -> bool:
         meta = (self.dataset.meta["filename"], self.dataset.meta["md5"])
@@ -126,8 +140,43 @@ class CIFAR100(CIFAR10):
     """
 
     dataset = torchvision.datasets.CIFAR100
+    labels = "fine_labels"
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads lists, dicts, text, numbers and NumPy's arrays, and makes nothing else.
+
+    The files' MD5 is known, but MD5 can be forged, and a pickle may run any command.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return one of the four things that an array is pickled with."""
+        module = module.replace("numpy._core", "numpy.core")
+        if (module, name) not in (
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),  # how Python 3 writes bytes for Python 2
+        ):
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, and not pictures alone")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack files and folders, and nothing that would lie outside `folder` or point there."""
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            inside = (folder / member.name).resolve().is_relative_to(folder.resolve())
+            if not inside or not (member.isfile() or member.isdir()):
+                raise UserError(
+                    f"{archive} is not what it should be: it holds {member.name!r}, which is no "
+                    "plain file in its folder. Delete it, and it is downloaded again."
+                )
+        # What the filter adds, where this Python has it: no odd owners and permissions.
+        options: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        tar.extractall(folder, **options)
 
 
 def _reason(error: Exception) -> str:
