@@ -137,7 +137,7 @@ SLURM = {
         for task in 0 1; do
             SLURM_JOB_ID=42 SLURM_ARRAY_JOB_ID=42 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 \
             SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NUM_NODES=1 SLURM_NNODES=1 \
-            SLURM_JOB_NODELIST=localhost SLURM_TASKS_PER_NODE=1 sh "$1" >job.$task 2>&1 &
+            SLURM_JOB_NODELIST=localhost SLURM_TASKS_PER_NODE=1 sh sbatch.sh >job.$task 2>&1 &
         done
     """,
     "srun": """
