@@ -4,7 +4,7 @@
 #   TORCH   which build of torch to install: cpu, cu128, … (uv's --torch-backend), or default for
 #           the one on the ordinary package index. It stays until TORCH names another.
 #   NAME    the project's new name:  make rename NAME=my_project
-#   RUN     the folder of a run or a sweep, for its report.
+#   RUN     the folder of a run, for a report or a rerun; or of a sweep, for its report.
 #   EXTRAS  what else to install, as pyproject.toml names it: mlflow, ray, wandb, or several with
 #           commas. It stays as TORCH does.
 #   PYTHON  the Python to make .venv with, where the first one found is not the one wanted (to

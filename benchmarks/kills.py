@@ -83,7 +83,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "kills.md").write_text(text + "\n")
     print(text)
-    if counts["both checkpoints whole"] < KILLS or counts["gone on"] < KILLS:
+    if counts["gone on"] < KILLS:  # a checkpoint that is not whole has raised by now
         sys.exit("error: not every run could be gone on with.")
 
 

@@ -11,7 +11,7 @@ import torch
 from litvision import checkpoints
 from litvision.classifier import ImageClassifier
 from litvision.errors import UserError
-from tiny import TinyNet
+from tiny import Evil, TinyNet
 
 
 def content(**model: Any) -> dict[str, Any]:
@@ -112,14 +112,6 @@ def test_another_name_for_a_command_is_refused(tmp_path: Path) -> None:
             with pytest.raises(UserError, match=r"a\.ckpt does not give a classifier"):
                 checkpoints.rebuild(content(network=network), "a.ckpt")
     assert not marker.exists()
-
-
-class Evil:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return (Path.touch, (self.marker,))
 
 
 def test_a_file_that_runs_code_when_unpickled_is_refused(tmp_path: Path) -> None:

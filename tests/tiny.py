@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -98,3 +99,13 @@ class FillsDisk(L.Callback):
         if trainer.current_epoch == self.epoch:
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, hard))
+
+
+class Evil:
+    """Makes a file when it is unpickled, as another might run a command."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.marker,))

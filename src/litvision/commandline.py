@@ -117,7 +117,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 Plugins.instance().register(GridSweeper)
                 Plugins.instance().register(StudySweeper)
             try:
-                app()
+                with mistakes_in_one_line():
+                    app()
             except MissingConfigException as error:
                 stop(_missing_option(error))
             except OverrideParseException as error:
@@ -125,10 +126,6 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 stop(f"{error.override!r} cannot be read: {why}. {OVERRIDE_HELP}")
             except ConfigCompositionException as error:
                 stop(_composition_error(error, config_name))
-            except Exception as error:
-                if _is_bug(error):
-                    raise
-                stop(_message_of(error))
 
         return main
 
@@ -137,7 +134,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
 @contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-    """Give a command that Hydra does not start the same answers to mistakes."""
+    """End the command with one line where a person's mistake is the cause of an exception."""
     try:
         yield
     except Exception as error:
@@ -217,7 +214,8 @@ def nearest(word: str, words: Iterable[str], count: int = 3) -> list[str]:
 
     Of keys with the same last part, one in a config group comes first: optimizer.lr for lr.
     """
-    words = sorted(set(words), key=lambda w: (w.partition(".")[0] not in groups(), w))
+    own = groups()
+    words = sorted(set(words), key=lambda w: (w.partition(".")[0] not in own, w))
     last = word.rpartition(".")[2]
     found = [w for w in words if "." in w and w.endswith(f".{word}")]
     found += difflib.get_close_matches(word, words, n=count, cutoff=0.6)

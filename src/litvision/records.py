@@ -10,6 +10,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+# The last parts of config keys that say where files go, and nothing of what is trained.
+PLACES = ("default_root_dir", "dirpath", "overrides", "resume", "run_dir", "save_dir")
+
 
 def read_result(run: Path) -> dict[str, Any]:
     """Return what a run's `result.json` holds; empty where there is none, or no whole one."""
@@ -27,6 +34,16 @@ def write_result(run: Path, content: dict[str, Any]) -> None:
     part = path.with_suffix(".json.part")
     part.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def read_config(run: Path) -> dict[str, Any] | None:
+    """Return a run's `config.yaml`; None where there is none, or no run's."""
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    except (OSError, OmegaConfBaseException, YAMLError):
+        return None
+    whole = isinstance(content, dict) and isinstance(content.get("run_dir"), str)
+    return content if whole else None
 
 
 def read_plan(sweep: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from litvision import leaderboard, records
 from litvision.commandline import CONF
@@ -20,8 +19,6 @@ from litvision.leaderboard import shown
 SHOWN = 20  # runs of a sweep with a curve of their own: the best ones
 FIGURES = ("confusion", "class_accuracy", "wrong", "reliability")
 SPLITS = {"test": "on the test split", "val": "on validation, at the best epoch"}
-# What differs between any two runs, and says nothing of them.
-ASIDE = ("run_dir", "overrides", "default_root_dir", "dirpath", "save_dir", "resume")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,13 +73,12 @@ def run_content(run: Path) -> dict[str, Any]:
     found = curves.read(run)
     return {
         "title": str(run),
-        "kind": "run",
         "runs": None,
         "pictures": [],
         "best": None,
         "result": result,
         "facts": facts(result),
-        "differences": differences(run / "config.yaml"),
+        "differences": differences(run),
         "curves": _svg(curves.draw_run(found), "curves by epoch") if found else None,
         "epochs": epochs(found),
         "figures": figures(run),
@@ -123,7 +119,6 @@ def sweep_content(folder: Path) -> dict[str, Any] | None:
     return {
         **run_content(first),
         "title": str(folder),
-        "kind": "sweep",
         "runs": {"columns": columns, "rows": table, "shown": min(SHOWN, len(rows))},
         "pictures": pictures,
         "best": str(first.relative_to(folder)),
@@ -146,14 +141,13 @@ def facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in pairs if value]
 
 
-def differences(path: Path) -> list[tuple[str, Any, Any]] | None:
+def differences(run: Path) -> list[tuple[str, Any, Any]] | None:
     """Return key, default and value wherever a run's config is not what `conf/train.yaml` gives.
 
     None where there is no config. A key that one of them lacks has "" there.
     """
-    try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, OmegaConfBaseException):
+    config = records.read_config(run)
+    if config is None:
         return None
     with initialize_config_dir(str(CONF)):
         defaults = compose("train")
@@ -164,7 +158,7 @@ def differences(path: Path) -> list[tuple[str, Any, Any]] | None:
     now = records.flat(config)
     found = []
     for key in dict.fromkeys([*now, *before]):
-        if key.rpartition(".")[2] not in ASIDE and before.get(key, "") != now.get(key, ""):
+        if key.rpartition(".")[2] not in records.PLACES and before.get(key, "") != now.get(key, ""):
             found.append((key, before.get(key, ""), now.get(key, "")))
     return found
 

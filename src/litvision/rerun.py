@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from litvision import records
 from litvision.commandline import mistakes_in_one_line, new_folder
@@ -54,21 +52,12 @@ def read(run: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder holds no run's config, or what there is cannot be read.
     """
-    path = run / "config.yaml"
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(content["run_dir"], str)
-    except (
-        OSError,
-        OmegaConfBaseException,
-        YAMLError,
-        TypeError,
-        KeyError,
-        AssertionError,
-    ) as error:
+    content = records.read_config(run)
+    if content is None:
         raise UserError(
-            f"{path} is not there, or is not the config of a run: give the folder of one."
-        ) from error
+            f"{run / 'config.yaml'} is not there, or is not the config of a run: give the folder "
+            "of one."
+        )
     return content
 
 

@@ -5,7 +5,6 @@ import socket
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import torch
 from conftest import CifarArchive, FileServer
 from litvision.errors import UserError
 from litvision.sources.cifar import CIFAR10, CIFAR100, _unpack
+from tiny import Evil
 
 
 @pytest.fixture
@@ -207,14 +207,6 @@ def test_the_archive_is_kept_when_its_replacement_fails(
     file_server.fault = "truncate"
     error_of(source)
     assert archive.read_bytes() == before
-
-
-class Evil:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return (Path.touch, (self.marker,))
 
 
 def test_a_file_that_would_run_something_is_refused_though_its_md5_fits(

@@ -20,8 +20,6 @@ SHOWN = {
     "seed": "seed",
 }
 
-PLACES = ("default_root_dir", "dirpath", "overrides")
-
 
 class HParams(L.Callback):
     """Log a run's options where runs are compared.
@@ -77,7 +75,7 @@ def _config(pl_module: Any) -> dict[str, Any]:
 
 def _is_place(key: str) -> bool:
     first, last = key.partition(".")[0], key.rpartition(".")[2]
-    return first in ("logger", "resume", "run_dir", "sweep") or last in PLACES
+    return first in ("logger", "sweep") or last in records.PLACES
 
 
 def _number(text: str) -> Any:
