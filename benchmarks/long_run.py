@@ -1,4 +1,4 @@
-"""What 3,000 epochs on tiny data leave behind: memory, open files, threads, logs, and their pace."""
+"""What 3,000 epochs on tiny data do to memory, open files, threads, logs and pace."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pickle
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from tiny import Evil, TinyNet
 def content(**model: Any) -> dict[str, Any]:
     classifier = ImageClassifier(TinyNet(3))
     network = {"_target_": "tiny.TinyNet", "num_classes": 3}
-    config = {"model": {"_target_": "litvision.classifier.ImageClassifier", "network": network}}
-    config["model"] |= model
+    target = "litvision.classifier.ImageClassifier"
+    config = {"model": {"_target_": target, "network": network} | model, "data": {}}
     card = {"format": 1, "version": "0.1.0", "config": config, "classes": ["a", "b", "c"]}
+    card |= {"mean": [0.5] * 3, "std": [0.2] * 3, "image_size": [32, 32]}
     return {"state_dict": classifier.state_dict(), "litvision": card}
 
 
@@ -57,61 +57,6 @@ def test_weights_of_another_network_are_refused() -> None:
     reason = r"its config has network.fc.bias with shape \[3\], its weights have none"
     with pytest.raises(UserError, match=f"a.ckpt does not give a classifier: {reason}"):
         checkpoints.rebuild(saved, "a.ckpt", trust=["tiny.*"])
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "torchvision.datasets.utils.download_and_extract_archive",
-        "torchvision.io.write_file",
-        "litvision.train.main",
-        "litvision.commandline.os.system",
-    ],
-)
-def test_what_writes_files_or_runs_commands_is_not_trusted(target: str) -> None:
-    with pytest.raises(UserError, match="which is not trusted"):
-        checkpoints.rebuild(content(network={"_target_": target, "_partial_": True}), "a.ckpt")
-
-
-def test_nothing_is_looked_up_on_this_machine_for_a_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("SECRET", "TinyNet")
-    for text in ("tiny.${oc.env:SECRET}", f"${{new_folder:{tmp_path}/made}}"):
-        for model in ({"network": {"_target_": "tiny.TinyNet", "norm": text}}, {"compile": [text]}):
-            with pytest.raises(
-                UserError, match=r"a.ckpt is not as a run saves it: its config holds"
-            ):
-                checkpoints.rebuild(content(**model), "a.ckpt", trust=["tiny.*"])
-    assert not (tmp_path / "made").exists()
-
-
-@pytest.mark.parametrize("side", [10**6, 5 * 10**4])  # 4 TB; 10 GB
-def test_a_network_is_not_built_larger_than_its_weights(side: int) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    huge = {"_target_": "torch.nn.Linear", "in_features": side, "out_features": side}
-    message = (
-        f"a.ckpt does not give a classifier: its config has network.weight with shape "
-        rf"\[{side}, {side}\], its weights have none"
-    )
-    with pytest.raises(UserError, match=message):
-        checkpoints.rebuild(content(network=huge), "a.ckpt")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
-
-
-def test_another_name_for_a_command_is_refused(tmp_path: Path) -> None:
-    marker = tmp_path / "ran"
-    for target in (
-        "torch.nn.functional.torch.os.system",
-        "litvision.networks.resnet.torch.os.system",
-        "torchvision.models.resnet.torch.hub.os.system",
-        "torch.nn.Linear.__init__.__globals__",
-    ):
-        for more in ({}, {"_partial_": True}):
-            network = {"_target_": target, "_args_": [f"touch {marker}"], **more}
-            with pytest.raises(UserError, match=r"a\.ckpt does not give a classifier"):
-                checkpoints.rebuild(content(network=network), "a.ckpt")
-    assert not marker.exists()
 
 
 def test_a_file_that_runs_code_when_unpickled_is_refused(tmp_path: Path) -> None:

@@ -30,6 +30,13 @@ class TinyNet(nn.Module):
         return self.fc(self.norm(self.conv(images)).relu().mean((2, 3)))
 
 
+class ReadsValues(TinyNet):
+    """Looks at a tensor while it is built, so that it cannot be built without memory."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, norm: Norm = "batch") -> None:
+        super().__init__(num_classes, in_channels, norm, width=int(torch.tensor(8).item()))
+
+
 class TinyLinear(nn.Module):
     """No batch norm: the same result however a batch is shared out."""
 

@@ -14,27 +14,48 @@ A checkpoint is Lightning's own, plus one entry, `litvision`, of plain values:
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor
 
 from litvision.classifier import ImageClassifier
 from litvision.commandline import first_line
 from litvision.errors import UserError
+from litvision.trust import (
+    TRUSTED,
+    memory_limit,
+    refuse_other_shapes,
+    refuse_untrusted,
+    without_downloads,
+)
 
 FORMAT = 1
-# The targets that a checkpoint's config may name. A file never extends this list; a person may.
-TRUSTED = (
-    *("litvision.classifier.*", "litvision.datamodule.*"),
-    *("litvision.networks.*", "litvision.sources.*"),
-    *("torch.nn.*", "torchvision.models.*"),
-)
+
+
+class Config(BaseModel):
+    """The parts of a run's config that are built again."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+
+
+class Card(BaseModel):
+    """The entry `litvision`, checked here so that nobody who uses it has to."""
+
+    config: Config
+    classes: Annotated[list[str], Field(min_length=1)]
+    mean: Annotated[list[float], Field(min_length=1)]
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    image_size: Annotated[
+        list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)
+    ]
+    loaded: list[str] = []
 
 
 def find(path: str | Path, names: Iterable[str] = ("best", "last")) -> Path:
@@ -73,9 +94,13 @@ def read(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
     try:
         # The file is a zip archive with a checksum of each part, which torch does not look at.
         with zipfile.ZipFile(path) as archive:
+            # torch packs nothing, so a file that would become larger is a bomb.
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it unpacks to more than there is of it")
             if damaged := archive.testzip():
                 raise ValueError(f"the checksum of {damaged} does not fit")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with memory_limit(4 * path.stat().st_size):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever a foreign file's bytes lead it to
         raise UserError(
             f"{path} cannot be read as a checkpoint: it is truncated, damaged, another kind of "
@@ -92,7 +117,24 @@ def read(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
             f"{path} has checkpoint format {card.get('format')}, and this version reads {FORMAT}: "
             f"use the version that saved it ({card.get('version')})."
         )
+    try:
+        Card.model_validate(card)
+        if not all(isinstance(v, Tensor) for v in dict(content["state_dict"]).values()):
+            raise TypeError("its state_dict holds more than tensors")
+    except (TypeError, ValueError, ValidationError) as error:
+        raise UserError(
+            f"{path} is not as a run saves it: {_complaint(error)}. Give one that `make train` "
+            "saved."
+        ) from error
     return content
+
+
+def _complaint(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"litvision.{place}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return first_line(error)
 
 
 def rebuild(
@@ -110,14 +152,17 @@ def rebuild(
     """
     card, trusted = content["litvision"], (*TRUSTED, *trust)
     refuse_untrusted(card["config"]["model"], trusted, path)
-    model = OmegaConf.create(card["config"]["model"])
+    model = OmegaConf.create(without_downloads(card["config"]["model"]))
+    weights = content["state_dict"]
+    size = sum(tensor.untyped_storage().nbytes() for tensor in weights.values())
     try:
-        refuse_other_shapes(model, trusted, content["state_dict"])
-        classifier = instantiate(model, _convert_="all", _execution_whitelist_=trusted)
+        with memory_limit(4 * size):
+            refuse_other_shapes(model, trusted, weights)
+            classifier = instantiate(model, _convert_="all", _execution_whitelist_=trusted)
         if not isinstance(classifier, ImageClassifier):
             raise TypeError(f"its model is a {type(classifier).__name__}, not an ImageClassifier")
-        classifier.load_state_dict(content["state_dict"])
-    except (HydraException, ImportError, RuntimeError, TypeError, ValueError) as error:
+        classifier.load_state_dict(weights)
+    except Exception as error:  # what a stranger's config leads to
         raise UserError(
             f"{path} does not give a classifier: {first_line(error).rstrip('.:')}. Its weights and "
             "its config do not belong together, or this version's networks differ from those it "
@@ -125,65 +170,3 @@ def rebuild(
         ) from error
     classifier.card = card
     return classifier
-
-
-def refuse_untrusted(config: Any, trusted: Iterable[str], path: str | Path) -> None:
-    """Refuse a config that names a target that is not trusted, before anything is imported for it.
-
-    Args:
-        config: plain lists and dicts.
-        trusted: patterns such as "torch.nn.*".
-        path: where the config came from, for messages.
-    """
-    for text in _strings(config):
-        # A run writes its config resolved; anything else would be looked up on this machine.
-        if "${" in text:
-            raise UserError(f"{path} is not as a run saves it: its config holds {text!r}.")
-    for target in _targets(config):
-        if not any(fnmatchcase(target, pattern) for pattern in trusted):
-            raise UserError(
-                f"{path} names {target!r}, which is not trusted. If it comes from a package that "
-                "you trust, add trust=[<package>.*]."
-            )
-
-
-def refuse_other_shapes(model: Any, trusted: Iterable[str], weights: dict[str, Any]) -> None:
-    """Refuse a network whose tensors are not those of the file, before memory is taken for it.
-
-    A few words of a config can ask for more memory than there is.
-
-    Raises:
-        ValueError: a tensor has another shape, or the file does not have it.
-    """
-    try:
-        with torch.device("meta"):  # shapes without memory
-            classifier = instantiate(model, _convert_="all", _execution_whitelist_=tuple(trusted))
-            shapes = {name: tensor.shape for name, tensor in classifier.state_dict().items()}
-    except (RuntimeError, AttributeError):
-        return  # a network of the user's own that looks at values while it is built
-    for name, shape in shapes.items():
-        there = getattr(weights.get(name), "shape", None)
-        if there != shape:
-            raise ValueError(
-                f"its config has {name} with shape {list(shape)}, its weights have "
-                f"{'none' if there is None else list(there)}"
-            )
-
-
-def _strings(config: Any) -> Iterator[str]:
-    if isinstance(config, str):
-        yield config
-    elif isinstance(config, dict | list):
-        for value in config.values() if isinstance(config, dict) else config:
-            yield from _strings(value)
-
-
-def _targets(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        if "_target_" in config:
-            yield str(config["_target_"])
-        for value in config.values():
-            yield from _targets(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _targets(value)

@@ -26,6 +26,7 @@ def main(cfg: DictConfig) -> float:
     from litvision import assemble, checkpoints, preflight, tta
     from litvision.callbacks.figures import Figures
     from litvision.callbacks.progress import progress
+    from litvision.trust import TRUSTED, refuse_untrusted
     from litvision.validation import check, check_value
 
     preflight.settle_logging()
@@ -36,8 +37,8 @@ def main(cfg: DictConfig) -> float:
     # Data chosen on the command line are the person's own; those in the checkpoint are not.
     trust: Any = preflight.ANY
     if not chosen:
-        trust = (*checkpoints.TRUSTED, *cfg.trust)
-        checkpoints.refuse_untrusted(card["config"]["data"], trust, path)
+        trust = (*TRUSTED, *cfg.trust)
+        refuse_untrusted(card["config"]["data"], trust, path)
     with open_dict(cfg):
         cfg.data = data_config(cfg.data, card)
     assemble.use_hardware(cfg)

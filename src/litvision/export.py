@@ -115,10 +115,11 @@ def real_pictures(cfg: Any, content: dict[str, Any], path: Path) -> Tensor:
     """
     import torch
 
-    from litvision import assemble, checkpoints
+    from litvision import assemble
     from litvision.evaluate import data_config
     from litvision.predict import find
     from litvision.sources.decode import DecodedBatches
+    from litvision.trust import TRUSTED, refuse_untrusted
 
     card = content["litvision"]
     height, width = card["image_size"]
@@ -130,8 +131,8 @@ def real_pictures(cfg: Any, content: dict[str, Any], path: Path) -> Tensor:
             file, reason = next(iter(errors.items()))
             raise UserError(f"cannot read {file} ({reason}): give pictures=<other ones>.")
         return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
-    trust = (*checkpoints.TRUSTED, *cfg.trust)
-    checkpoints.refuse_untrusted(card["config"]["data"], trust, path)
+    trust = (*TRUSTED, *cfg.trust)
+    refuse_untrusted(card["config"]["data"], trust, path)
     try:
         node = data_config(DictConfig({}), card)
         node["on_device"] = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,20 @@ EXTENSIONS = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"),
     *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
+# What these extensions stand for, and all that is opened, whatever a file's name says: for some
+# formats (EPS) Pillow would start another program that runs what is in the file.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 BATCH = 64  # pictures that a worker decodes before it hands them over
 FEW_BYTES = 16 * 2**20  # of picture files: below this, starting workers costs more than it saves
 
 Decoded = tuple[np.ndarray, dict[str, str]]
 
+# Pillow warns from 89 million pixels, which cameras reach, and refuses from 179 million.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 
 def decode(path: str | Path, image_size: int | tuple[int, int]) -> np.ndarray:
-    """Read one picture of any size and mode as RGB pixels of one size.
+    """Read one picture of any size and mode, the first of several, as RGB pixels of one size.
 
     It is turned as its EXIF orientation says and brought to that size as `fit` does. A JPEG many
     times too large is decoded at a half, a quarter or an eighth of its size, which is much faster,
@@ -41,7 +48,7 @@ def decode(path: str | Path, image_size: int | tuple[int, int]) -> np.ndarray:
             ValueError for a mode without an agreed white level (32-bit integers, floats).
     """
     side = 2 * max(_height_width(image_size))
-    with Image.open(path) as file:
+    with Image.open(path, formats=FORMATS) as file:
         file.draft(None, (side, side))
         return fit(file, image_size)
 
