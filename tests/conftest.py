@@ -103,8 +103,11 @@ class FileServer:
 
     folder: Path
     url: str = ""  # of the folder, without a slash at the end
-    fault: str | None = None  # "missing" (404), "html" (a login page), "truncate" (half the file)
+    # "missing" (404), "html" (a login page), "truncate" (half the file), "stall" (half, then
+    # silence), "slow" (in pieces), "redirect" (to where it is), "loop" (to itself)
+    fault: str | None = None
     requests: list[str] = field(default_factory=list)  # the paths asked for
+    pause: threading.Event = field(default_factory=threading.Event)  # set at the end of the test
 
 
 @pytest.fixture
@@ -117,17 +120,30 @@ def file_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fil
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             served.requests.append(self.path)
-            file = served.folder / self.path.lstrip("/")
+            file = served.folder / self.path.lstrip("/").partition("?")[0]
             if served.fault == "missing" or not file.is_file():
                 self.send_error(404)
+                return
+            if served.fault == "loop" or (served.fault == "redirect" and "moved" not in self.path):
+                self.send_response(302)
+                self.send_header(
+                    "Location", f"{self.path}{'' if served.fault == 'loop' else '?moved'}"
+                )
+                self.end_headers()
                 return
             body = b"<html>Log in</html>" if served.fault == "html" else file.read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            sent = body[: len(body) // 2] if served.fault == "truncate" else body
+            sent = body[: len(body) // 2] if served.fault in ("truncate", "stall") else body
+            pieces = 10 if served.fault == "slow" else 1
             with contextlib.suppress(ConnectionError):  # torchvision looks for redirects, hangs up
-                self.wfile.write(sent)
+                for start in range(0, len(sent), -(-len(sent) // pieces)):
+                    self.wfile.write(sent[start : start + -(-len(sent) // pieces)])
+                    self.wfile.flush()
+                    served.pause.wait(0.05 if pieces > 1 else 0)
+                if served.fault == "stall":
+                    served.pause.wait(30)
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -137,6 +153,7 @@ def file_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fil
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield served
+        served.pause.set()
         server.shutdown()
         thread.join()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,18 @@ class FillsDisk(L.Callback):
         if trainer.current_epoch == self.epoch:
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, hard))
+
+
+class DeletesFolder(L.Callback):
+    """Deletes a folder before a step, as a disk that is unmounted would."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder = folder
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            shutil.rmtree(self.folder)
 
 
 class Evil:

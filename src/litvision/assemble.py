@@ -268,7 +268,9 @@ def continue_logs(trainer: L.Trainer, step: int) -> None:
             if not path.exists():
                 continue
             with path.open(encoding="utf-8", newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+                rows = list(csv.DictReader(file))
+            # A full disk may have cut the last one short.
+            rows = [r for r in rows if (r["step"] or "").isdigit() and int(r["step"]) < step]
             writer = logger.experiment  # Lightning's deletes the file
             writer.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]
             writer.save()

@@ -6,6 +6,7 @@ Nothing here imports torch, so help and misspelt words are answered at once.
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import itertools
 import os
@@ -88,7 +89,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 if missing := sorted(OmegaConf.missing_keys(cfg)):
                     raise UserError(f"{missing[0]} has no value: give {missing[0]}=…")
                 return function(cfg)
-            except Exception as error:
+            except Exception as caught:
+                error = _disk_error(caught, config_name)
                 # In a sweep, the sweep and not the run ends the process.
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     from litvision import sweeps
@@ -248,6 +250,23 @@ def _is_bug(error: Exception) -> bool:
     no_choice = str(error).startswith((_NO_CHOICE, _NO_PLUGIN))
     mistake = lightning or no_choice or isinstance(error, UserError | OmegaConfBaseException)
     return WANTS_TRACEBACKS or not mistake
+
+
+def _disk_error(error: Exception, command: str) -> Exception:
+    """Return a UserError for what a full or read-only disk raises; others as they are."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = None if isinstance(cause, UserError) else cause.__cause__
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    if cause is None or cause.errno not in full:
+        return error
+    folder = HydraConfig.get().runtime.output_dir
+    what = cause.strerror if cause.filename is None else f"{cause.strerror}: {cause.filename}"
+    saved = command == "train" and Path(folder, "checkpoints", "last.ckpt").is_file()
+    then = f"go on with the same command and resume={folder}" if saved else "run it again"
+    mistake = UserError(f"nothing more can be written ({what}). Make room, then {then}.")
+    mistake.__cause__ = error
+    return mistake
 
 
 def _message_of(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -182,6 +183,13 @@ def settle_logging() -> None:
         logger = logging.getLogger(name)
         if _means_something not in logger.filters:
             logger.addFilter(_means_something)
+    threading.excepthook = _say_unless_said
+
+
+def _say_unless_said(failed: threading.ExceptHookArgs) -> None:
+    """Leave out what TensorBoard's writer meets, a full disk, say: its next write raises it."""
+    if type(failed.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+        threading.__excepthook__(failed)
 
 
 def _means_something(record: logging.LogRecord) -> bool:

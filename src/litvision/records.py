@@ -32,8 +32,11 @@ def write_result(run: Path, content: dict[str, Any]) -> None:
         for key, value in content.items()
     }
     part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_config(run: Path) -> dict[str, Any] | None:

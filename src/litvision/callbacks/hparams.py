@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ class HParams(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Log it too: a run that failed or was pruned belongs in the table."""
-        self.on_fit_end(trainer, pl_module)
+        with contextlib.suppress(OSError, ValueError):  # what ended the run comes first
+            self.on_fit_end(trainer, pl_module)
 
 
 def _config(pl_module: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ class Result(L.Callback):
         if isinstance(exception, Interrupted | KeyboardInterrupt):
             state, error = "interrupted", "stopped from outside"
         self.content |= {"state": state, "error": error.splitlines()[0]}
-        self._write(trainer)
+        with contextlib.suppress(OSError):  # of a full disk, say, which may be why it failed
+            self._write(trainer)
 
     def summary(self, run: Path, checkpoint: str) -> str:
         """Return what a person wants to read at the end, several lines."""

@@ -185,4 +185,5 @@ def _reason(error: Exception) -> str:
         return "what came is incomplete or another file: its MD5 is wrong"
     if type(error) is urllib.error.URLError:  # its own text is wrapped in "<urlopen error …>"
         return str(error.reason)
-    return str(error) or type(error).__name__
+    # urllib's text on a server that redirects in circles has three lines.
+    return " ".join(str(error).split()) or type(error).__name__
