@@ -188,7 +188,7 @@ def test_a_loss_that_is_not_finite_names_step_batch_and_rate(tmp_path: Path) -> 
         run.fit(ImageClassifier(Explodes(5), SGD), loader(batches([4, 4, 4])))
     assert str(error.value) == (
         "The training loss is not finite at epoch 1, step 4, batch 1 of that epoch, learning rate "
-        "0.1. The last good checkpoint is kept. Lower optimizer.lr, or set "
+        "0.1. What was saved before is kept. Lower optimizer.lr, or set "
         "trainer.gradient_clip_val=1."
     )
 

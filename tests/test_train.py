@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_line_and_keeps_the_chec
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith(
         "error: The training loss is not finite at epoch 1, step 8, batch 2 of that epoch, "
-        "learning rate 0.01. The last good checkpoint is kept."
+        "learning rate 0.01. What was saved before is kept."
     )
     assert "Traceback" not in done.stderr
     folder = only_run(tmp_path)

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from litvision.batches import Images
 from litvision.networks.normalization import Norm, normalization
 
 
@@ -73,6 +74,20 @@ class FailsOnSecondDevice(TinyLinear):
         return super().forward(images)
 
 
+class TinyFlat(nn.Module):
+    """Normalises a layer of one pixel, which takes a batch of two."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, norm: Norm = "batch") -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_channels * 4 * 4, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pooled = nn.functional.adaptive_avg_pool2d(images, 4).flatten(1)
+        return self.fc(self.norm(self.fc1(pooled)).relu())
+
+
 class TinyDropout(TinyLinear):
     """Draws from torch's random numbers in every training step."""
 
@@ -119,6 +134,22 @@ class DeletesFolder(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
             shutil.rmtree(self.folder)
+
+
+class Mislabelled:
+    """A source whose last training picture has a label that is no class's number."""
+
+    def __init__(self, label: int) -> None:
+        self.label = label
+
+    def prepare(self) -> None:
+        pass
+
+    def read(self) -> dict[str, Images]:
+        pixels, labels = torch.zeros(20, 32, 32, 3, dtype=torch.uint8), torch.arange(20) % 2
+        test = Images(pixels, labels.clone(), ("cat", "dog"))
+        labels[-1] = self.label
+        return {"train": Images(pixels, labels, ("cat", "dog")), "test": test}
 
 
 class Evil:

@@ -34,6 +34,7 @@ from litvision.preflight import (
     same_run,
     settle_logging,
     try_network,
+    try_one_picture,
     try_optimizer,
 )
 from litvision.scaling import scale_learning_rate
@@ -111,6 +112,7 @@ def assemble(cfg: DictConfig) -> Run:
         optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
         classifier = build(cfg.model, optimizer=optimizer, scheduler=scheduler)
     try_network(classifier, datamodule)
+    try_one_picture(classifier, datamodule)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if resumed is not None:
         same_run(resumed["litvision"]["config"], resolved)
@@ -128,6 +130,8 @@ def assemble(cfg: DictConfig) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(resolved), folder / "config.yaml")
         log.info(statement(cfg, trainer, datamodule))
+        if cfg.num_classes == 1:
+            log.warning("There is one class only: nothing to tell apart, and nothing to learn.")
         if scaled:
             log.info(scaled)
         if initialized:
@@ -243,7 +247,8 @@ def statement(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModule) 
     accumulated, steps = trainer.accumulate_grad_batches, cfg.total_steps
     return (
         f"{sizes['train']:,} pictures to train on, {sizes['val']:,} to validate, "
-        f"{sizes['test']:,} to test, {cfg.num_classes} classes; precision {cfg.trainer.precision}\n"
+        f"{sizes['test']:,} to test, {_counted(cfg.num_classes, 'class')}; "
+        f"precision {cfg.trainer.precision}\n"
         f"{_counted(iterations, 'iteration')} an epoch, batches of {batch:,}"
         + (f" (the last of {last:,})" if last != batch else "")
         + (f"; weights updated every {accumulated}" if accumulated > 1 else "")
@@ -317,4 +322,5 @@ def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | No
 
 
 def _counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+    several = f"{thing}es" if thing.endswith("s") else f"{thing}s"
+    return f"{number:,} {thing if number == 1 else several}"

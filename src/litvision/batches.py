@@ -50,6 +50,15 @@ class Images:
                 f"{list(self.labels.shape)}"
             )
 
+    def check_labels(self) -> None:
+        """Raise a ValueError where a label is no class's number."""
+        numbers = (int(self.labels.min()), int(self.labels.max())) if len(self) else (0, 0)
+        if numbers[0] < 0 or numbers[1] >= len(self.classes):
+            raise ValueError(
+                f"labels must be 0 to {len(self.classes) - 1}, one number for each of the "
+                f"{len(self.classes)} class names, and are {numbers[0]} to {numbers[1]}"
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -168,6 +177,11 @@ class PlanSampler(Sampler[Plan]):
     def __len__(self) -> int:
         full, rest = divmod(self.sampler.size, self.batch_size)
         return max(full + (rest >= self.world_size), min(self.sampler.size, 1))
+
+    def fewest(self) -> int:
+        """Return the pictures of the smallest batch that a device gets."""
+        last = self.sampler.size - (len(self) - 1) * self.batch_size
+        return (min(last, self.batch_size) if len(self) > 1 else last) // self.world_size
 
     def __iter__(self) -> Iterator[Plan]:
         order, steps = self.sampler.permutation(), len(self)

@@ -27,7 +27,7 @@ class NonFiniteLossError(UserError):
     """The loss became NaN or infinite; the message names epoch, step, batch and learning rate."""
 
     advice = (
-        "The last good checkpoint is kept. Lower optimizer.lr, or set trainer.gradient_clip_val=1."
+        "What was saved before is kept. Lower optimizer.lr, or set trainer.gradient_clip_val=1."
     )
 
 

@@ -165,7 +165,12 @@ class ImageDataModule(L.LightningDataModule):
         """
         if self.subsets:
             return
-        splits = self.source.read()
+        try:
+            splits = self.source.read()
+            for images in splits.values():
+                images.check_labels()
+        except ValueError as error:  # of `Images`, for a source that is not as it should be
+            raise UserError(f"data.source: {' '.join(str(error).split())}") from error
         rows = {name: self._keep(images) for name, images in splits.items()}
         splits = {name: self._relabel(images) for name, images in splits.items()}
         train, kept = splits["train"], rows["train"]
@@ -238,6 +243,11 @@ class ImageDataModule(L.LightningDataModule):
     def steps_per_epoch(self) -> int:
         """Training steps in one epoch, a last short batch counted."""
         return len(self._plans("train", training=True))
+
+    @property
+    def fewest(self) -> int:
+        """Pictures of the smallest batch that a device trains on."""
+        return self._plans("train", training=True).fewest()
 
     def checksum(self) -> str:
         """Return a SHA-256 over the pictures, labels and subsets: equal data, equal checksum."""

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
 
 from litvision.classifier import METRICS, ImageClassifier
+from litvision.commandline import first_line
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
 from litvision.records import flat
@@ -123,6 +124,35 @@ def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> Non
             f"[1, {len(datamodule.classes)}]: let it have ${{num_classes}} classes."
         )
     classifier.example_input_array = picture  # for the model summary
+
+
+def try_one_picture(classifier: ImageClassifier, datamodule: ImageDataModule) -> None:
+    """Where an epoch ends with a batch of one picture, see that the network can train on it.
+
+    Batch normalisation of a layer of one pixel cannot: one number has no variance.
+
+    Raises:
+        UserError: it cannot.
+    """
+    size, batch = len(datamodule.subsets["train"]), datamodule.batch_size
+    if datamodule.fewest > 1:
+        return
+    network = classifier.network
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            network.train()(torch.zeros(1, 3, *datamodule.image_size))
+    except ValueError as error:
+        fitting = next((n for n in range(batch + 1, size) if size % n != 1), None)
+        raise UserError(
+            f"data.batch_size={batch} and {size:,} pictures make a batch of one, which the network "
+            f"cannot be trained on ({first_line(error).rstrip('.')}): give "
+            + (f"data.batch_size={fitting}, or " if fitting else "more pictures, or ")
+            + "model.network.norm=layer where the network has it."
+        ) from error
+    finally:
+        for name, buffer in network.named_buffers():
+            buffer.copy_(before[name])
 
 
 def build(node: DictConfig | None, trust: Any = ANY, **more: Any) -> Any:

@@ -166,7 +166,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> N
     with pytest.raises(NonFiniteLossError) as error:
         run(tmp_path, [1.0, NAN, 0.5], best)
     assert str(error.value).startswith(
-        "The validation loss is not finite at epoch 1, after step 1. The last good checkpoint is"
+        "The validation loss is not finite at epoch 1, after step 1. What was saved before is"
     )
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 0
 
