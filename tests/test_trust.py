@@ -99,6 +99,7 @@ class TestMemoryLimit:
         with pytest.raises(UserError, match=r"a\.ckpt does not give a classifier: .*memory"):
             checkpoints.rebuild(content(network=network), "a.ckpt")
 
+    @pytest.mark.slow
     def test_it_bounds_a_network_of_many_layers(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(trust, "_ROOM", 2**26)  # each takes 50 kB, and time
         network = {"_target_": "torch.nn.Transformer", "num_encoder_layers": 10**9, "d_model": 8}

@@ -124,6 +124,16 @@ class FillsDisk(L.Callback):
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, hard))
 
 
+class StopsOnFile(L.Callback):
+    """Ends training once a file is there."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        trainer.should_stop = self.file.exists()
+
+
 class DeletesFolder(L.Callback):
     """Deletes a folder before a step, as a disk that is unmounted would."""
 

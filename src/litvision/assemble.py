@@ -23,6 +23,7 @@ from litvision.callbacks.result import Result
 from litvision.checkpoint_io import WholeCheckpointIO
 from litvision.classifier import ImageClassifier
 from litvision.datamodule import ImageDataModule
+from litvision.determinism import obstacles
 from litvision.errors import UserError
 from litvision.initialize import IMAGENET, initialize
 from litvision.preflight import (
@@ -130,6 +131,8 @@ def assemble(cfg: DictConfig) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(resolved), folder / "config.yaml")
         log.info(statement(cfg, trainer, datamodule))
+        if reasons := obstacles(cfg, hardware.accelerator(str(cfg.trainer.accelerator))):
+            log.info(f"Another run of it may end otherwise: {'; '.join(reasons)}")
         if cfg.num_classes == 1:
             log.warning("There is one class only: nothing to tell apart, and nothing to learn.")
         if scaled:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -98,21 +98,37 @@ def free_memory() -> int | None:
 def limited_memory(device: str, share: float = 0.9) -> Iterator[None]:
     """Let torch fail with an error, within this context, where it would use up main memory.
 
-    Else the system ends the program, and what it was doing is lost. It limits the address space to
-    what it is now and a share of what is free. Does nothing for a GPU, whose memory has an error of
-    its own, and where the system cannot do it (macOS, Windows).
+    Else the system ends the program, and what it was doing is lost. Does nothing for a GPU, whose
+    memory has an error of its own, and where the system cannot do it (macOS, Windows).
+
+    Args:
+        device: "cuda", "mps" or "cpu".
+        share: of what is free, that may be used.
     """
     free = free_memory() if device == "cpu" else None
-    if free is None:
+    with at_most(int(share * free)) if free is not None else nullcontext():
+        yield
+
+
+@contextmanager
+def at_most(more: int) -> Iterator[None]:
+    """Let this process take so many bytes more than it has; elsewhere than on Linux, any.
+
+    Within it, torch raises a RuntimeError and Python a MemoryError where they would take more.
+
+    Args:
+        more: bytes of address space, used or not.
+    """
+    if not sys.platform.startswith("linux"):
         yield
         return
     import resource
 
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = used * resource.getpagesize() + int(share * free)
-    limit = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    wanted = used * resource.getpagesize() + more
+    limits = [limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
     try:
         yield
     finally:

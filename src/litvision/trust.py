@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 
+from litvision import hardware
 from litvision.errors import UserError
 
 # The targets that a checkpoint's config may name. A file never extends this list; a person may.
@@ -114,27 +114,10 @@ def _targets(config: Any) -> Iterator[str]:
             yield from _targets(value)
 
 
-@contextmanager
-def memory_limit(size: int) -> Iterator[None]:
-    """Let this process take `size` bytes more than it has, and some room, where that can be set.
-
-    Within it, torch raises a RuntimeError and Python a MemoryError where they would take more. On
-    other systems than Linux there is no limit.
+def memory_limit(size: int) -> AbstractContextManager[None]:
+    """Let this process take `size` bytes more, and some for what a process takes anyway.
 
     Args:
         size: bytes of address space, used or not.
     """
-    if sys.platform != "linux":
-        yield
-        return
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    wanted = pages * resource.getpagesize() + size + _ROOM
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    others = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min([wanted, *others]), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    return hardware.at_most(size + _ROOM)
