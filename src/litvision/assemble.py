@@ -208,6 +208,8 @@ def build_all(cfg: DictConfig, group: str) -> list[Any]:
     """Instantiate the members of a group that are not null."""
     members = [(name, node) for name, node in (cfg.get(group) or {}).items() if node is not None]
     for name, node in members:
+        if not isinstance(node, DictConfig):
+            raise UserError(f"{group}.{name}={node} does not fit: it takes null, or options.")
         if "_target_" not in node:
             raise UserError(
                 f"{group}.{name} has options but no _target_: it was taken out or never chosen. "

@@ -36,6 +36,9 @@ from litvision.errors import UserError
 _ASKED = "LITVISION_FULL_ERROR"
 _NO_PLUGIN = "Unknown plugin class"
 _NO_CHOICE = "Config group override must be"
+_NO_NAME = re.compile(
+    r"^\w+=(null|true|false|nan|[-+]?inf|[-+]?[0-9.]+(e[-+]?[0-9]+)?|\{.*)$", re.I
+)
 WANTS_TRACEBACKS = os.environ.get(_ASKED, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
 _PACKAGE = Path(__file__).parent
@@ -124,8 +127,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             except MissingConfigException as error:
                 stop(_missing_option(error))
             except OverrideParseException as error:
-                why = first_line(error).rstrip(".") if "=" in error.override else "it has no ="
-                stop(f"{error.override!r} cannot be read: {why}. {OVERRIDE_HELP}")
+                stop(f"{error.override!r} cannot be read: {_misread(error)}. {OVERRIDE_HELP}")
             except ConfigCompositionException as error:
                 stop(_composition_error(error, config_name))
 
@@ -202,6 +204,17 @@ def _sweeps(arguments: list[str]) -> bool:
     return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
 
 
+def _misread(error: OverrideParseException) -> str:
+    """Say why Hydra cannot read an override, of the several lines that it has for it."""
+    if "=" not in error.override:
+        return "it has no ="
+    lines = [line.strip() for line in str(error).splitlines()]
+    saying = [x for x in lines if x and not x.startswith(("Error when parsing", "Error parsing"))]
+    if not saying or saying[0].startswith("LexerNoViableAltException"):
+        return "a character in it means nothing outside quotes"
+    return saying[0].rstrip(".")
+
+
 OVERRIDE_HELP = "Write group=option or key=value, and quote values with spaces or brackets."
 
 
@@ -273,7 +286,7 @@ def _message_of(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error).partition("\nfull_key:")[0]  # Hydra adds it to what a class raises
     if str(error).startswith(_NO_CHOICE):
-        chosen = next((a for a in sys.argv[1:] if a.endswith("=null")), "a group")
+        chosen = next((a for a in sys.argv[1:] if _NO_NAME.search(a)), "a group")
         return (
             f"{chosen}: name a choice, or take single parts out: callbacks.<name>=null, "
             "logger=none, scheduler=none."

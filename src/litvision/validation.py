@@ -71,8 +71,13 @@ def check_node(path: str, node: DictConfig) -> None:
         check_value(full, node[key], options[key])
 
 
-def locate(path: str, target: str) -> Callable[..., Any]:
+def locate(path: str, target: Any) -> Callable[..., Any]:
     """Import what a `_target_` names."""
+    if not isinstance(target, str):
+        shown = "null" if target is None else target
+        raise UserError(
+            f"{path}._target_={shown} does not fit: it takes the name of a class or function."
+        )
     try:
         found = pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
