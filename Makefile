@@ -92,10 +92,11 @@ test-slow: .venv/.installed ## Run the tests that train for longer
 test-browser: .venv/.installed ## Look at TensorBoard and at a report with chromium
 	.venv/bin/pytest -m browser $(value ARGS)
 
-check: .venv/.installed ## Check format, lint and types; change nothing
+check: .venv/.installed ## Check format, lint, types and known weaknesses; change nothing
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
+	@$(audit)
 
 format: .venv/.installed ## Format the code and mend what the linter can
 	.venv/bin/ruff format
@@ -110,11 +111,27 @@ rename: .venv/.installed ## Make the project yours: package, imports, docs (NAME
 # Not behind `install`: where pyproject.toml and the lock contradict each other, nothing installs.
 lock: ## Pin what pyproject.toml asks for in requirements.lock (ARGS=--upgrade)
 	@$(ready); $$uv pip compile --quiet --universal --python-version 3.11 --all-extras \
-		--custom-compile-command 'make lock' pyproject.toml -o requirements.lock $(value ARGS)
+		--generate-hashes --custom-compile-command 'make lock' pyproject.toml -o requirements.lock $(value ARGS)
 
 clean: ## Remove .venv, builds and caches; data/ and logs/ stay
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .coverage
 	find $(wildcard src tests benchmarks) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- How `check` audits --------------------------------------------------------------------------
+
+# Strict, so that "nothing found" is never said of a package that could not be looked up.
+define audit
+if out=$$(.venv/bin/pip-audit --strict --requirement requirements.lock --disable-pip \
+		--progress-spinner off 2>&1); then \
+	echo "No known weakness in the dependencies."; \
+elif echo "$$out" | grep -q 'Found [0-9]* known vulnerabilit'; then \
+	echo "$$out"; \
+	echo "error: a dependency has a known weakness: make lock ARGS='--upgrade-package <its name>'" >&2; \
+	exit 1; \
+else \
+	echo "The dependencies were not audited: the database of weaknesses cannot be reached."; \
+fi
+endef
 
 # ---- How `install` works -------------------------------------------------------------------------
 
@@ -144,7 +161,8 @@ endef
 # The stamp goes first and comes back last, so that an install that was cut short is done again.
 # .venv/.torch holds the build of torch that was asked for last. Another build, or an unknown one,
 # has to go first: 2.15.0 and 2.15.0+cpu both satisfy ==2.15.0, and uv leaves what satisfies alone.
-# The lock constrains and does not list: a CPU build needs none of the CUDA packages in it.
+# The lock constrains and does not list: a CPU build needs none of the CUDA packages in it. Its hashes
+# hold for what comes with it; builds of torch from elsewhere are other files.
 .venv/.installed: pyproject.toml requirements.lock \
 		$(if $(TORCH),$(if $(filter $(TORCH),$(shell cat .venv/.torch 2>/dev/null)),,FORCE)) \
 		$(if $(EXTRAS),$(if $(filter $(EXTRAS),$(shell cat .venv/.extras 2>/dev/null)),,FORCE))
@@ -154,11 +172,18 @@ endef
 	$(ready); \
 	echo $$torch > .venv/.torch; \
 	if [ "$$extras" ]; then echo "$$extras" > .venv/.extras; fi; \
-	if [ $$torch = default ]; then backend=; else backend="--torch-backend $$torch"; fi; \
+	if [ $$torch = default ]; then \
+		backend=; lock=requirements.lock; \
+	else \
+		backend="--torch-backend $$torch"; lock=.venv/.lock; \
+		awk '/^[a-z]/ { other = /^(torch|torchvision|triton|pytorch-triton|nvidia|cuda)[=-]/ } \
+			other && /--hash=/ { next } { if (other) sub(/ \\$$/, ""); print }' \
+			requirements.lock > $$lock; \
+	fi; \
 	if [ $$torch != "$$had" ]; then \
 		$$uv pip uninstall --quiet --python .venv/bin/python torch torchvision; \
 	fi; \
-	if $$uv pip install --python .venv/bin/python --constraint requirements.lock $$backend \
+	if $$uv pip install --python .venv/bin/python --constraint $$lock $$backend \
 		-e ".[dev,sweep,export$${extras:+,$$extras}]"; then \
 		touch $@; \
 	else \

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ("sh", "make", "cat", "rm", "touch", "mkdir", "awk", "chmod", "find")
+TOOLS = ("sh", "make", "cat", "rm", "touch", "mkdir", "awk", "chmod", "find", "grep")
 OLD_PYTHON = f"""#!/bin/sh
 exec '{sys.executable}' -c '
 import sys
@@ -156,11 +156,12 @@ def test_command_of_a_target(project, target, command):
 def test_check_changes_nothing_and_format_does(project):
     project.pretend_installed()
     check = project.make("-n", "check").stdout.splitlines()
-    assert check == [
+    assert check[:3] == [
         ".venv/bin/ruff format --check",
         ".venv/bin/ruff check",
         ".venv/bin/mypy",
     ]
+    assert "pip-audit --strict" in " ".join(check[3:])
     assert project.make("-n", "format").stdout.splitlines() == [
         ".venv/bin/ruff format",
         ".venv/bin/ruff check --fix",
@@ -200,11 +201,51 @@ def test_clean_keeps_data_and_logs(project):
 def test_lock_pins_for_every_platform_and_names_no_address(project):
     project.make("lock", "ARGS=--upgrade")
     (call,) = project.calls("pip", "compile")
-    for option in ("--universal", "--python-version 3.11", "--all-extras", "--upgrade"):
+    for option in ("--universal", "--python-version 3.11", "--all-extras", "--generate-hashes",
+                   "--upgrade"):  # fmt: skip
         assert option in call
     lock = (ROOT / "requirements.lock").read_text()
     assert "://" not in lock
     assert not re.search(r"\(/|^-", lock, re.MULTILINE)
+
+
+def test_every_version_of_the_lock_has_its_hashes():
+    lock = (ROOT / "requirements.lock").read_text()
+    pinned = re.findall(r"^[a-z0-9][^ ]*==.*$", lock, re.MULTILINE)
+    assert len(pinned) > 100
+    assert all(line.endswith("\\") for line in pinned)
+    assert len(re.findall(r"==.*\\\n    --hash=sha256:[0-9a-f]{64}", lock)) == len(pinned)
+
+
+# ---- check ---------------------------------------------------------------------------------------
+
+
+def check(project: Project, audit: str) -> subprocess.CompletedProcess[str]:
+    good = "#!/bin/sh\n"
+    programs = {"ruff": good, "mypy": good, "pip-audit": f"#!/bin/sh\n{audit}\n"}
+    project.pretend_installed(**programs)
+    return project.make("check")
+
+
+def test_check_passes_where_nothing_is_known_against_a_dependency(project):
+    done = check(project, "echo 'No known vulnerabilities found' >&2; echo $* > asked")
+    assert done.returncode == 0
+    assert "No known weakness" in done.stdout
+    asked = (project.folder / "asked").read_text()
+    assert asked.startswith("--strict --requirement requirements.lock --disable-pip")
+
+
+def test_check_fails_where_something_is(project):
+    done = check(project, "echo 'Found 2 known vulnerabilities in 1 package' >&2; exit 1")
+    assert done.returncode != 0
+    assert "Found 2 known vulnerabilities" in done.stdout
+    assert "error: a dependency has a known weakness: make lock ARGS=" in done.stderr
+
+
+def test_check_says_that_it_could_not_ask(project):
+    done = check(project, "echo 'ConnectionError: Failed to resolve' >&2; exit 1")
+    assert done.returncode == 0
+    assert "were not audited" in done.stdout
 
 
 # ---- install -------------------------------------------------------------------------------------
@@ -226,6 +267,26 @@ def test_install_runs_once(project):
 def test_every_command_installs_first(project):
     for target in phony_targets() - {"lock", "clean"}:
         assert "uv pip install" in project.make("-n", target).stdout.replace("$uv", "uv"), target
+
+
+def test_another_build_of_torch_has_other_hashes_and_the_rest_the_same(project):
+    project.make("install", "TORCH=cpu")
+    (call,) = project.installs()
+    assert "--constraint .venv/.lock --torch-backend cpu -e" in call
+    pinned = r"^([a-z0-9-]+)==(\S+)[^\n]*\n((?:    --hash=\S+[^\n]*\n)*)"
+    before, after = (
+        {name: (version, hashes) for name, version, hashes in re.findall(pinned, text, re.M)}
+        for text in (
+            (ROOT / "requirements.lock").read_text(),
+            (project.folder / ".venv/.lock").read_text(),
+        )
+    )
+    assert before.keys() == after.keys()
+    changed = {name for name, pin in before.items() if pin != after[name]}
+    assert {"torch", "torchvision", "triton"} <= changed
+    assert all(re.match("torch$|torchvision$|triton$|nvidia-|cuda-", name) for name in changed)
+    assert all(after[name] == (before[name][0], "") for name in changed)
+    assert not re.search(r"\\\n(?!    --hash)", (project.folder / ".venv/.lock").read_text())
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "requirements.lock"])
