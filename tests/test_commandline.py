@@ -35,7 +35,24 @@ SOURCE = Path(__file__).parents[1] / "src"
             "experiment=sead",
             "error: experiment=sead: there is no 'sead' in experiment. Nearest: se",
         ),
-        ("data.classes=[a", "error: 'data.classes=[a' cannot be read: "),
+        (
+            "data.classes=[a",
+            "error: 'data.classes=[a' cannot be read: no viable alternative at input '[a'. Write ",
+        ),
+        (
+            "monitor=ä",
+            "error: 'monitor=ä' cannot be read: a character in it means nothing outside quotes.",
+        ),
+        ("model=true", "error: model=true: name a choice. All of model: resnet18, two_layer, vgg"),
+        ("logger=3", "error: logger=3: name a choice, or take single parts out: callbacks.<name>"),
+        (
+            "callbacks.result=3",
+            "error: callbacks.result=3 does not fit: it takes null, or options.",
+        ),
+        (
+            "optimizer._partial_=false",
+            "error: optimizer: torch.optim.SGD needs params: give optimizer.params, or _partial_: ",
+        ),
         ("data=image_folder", "error: data.root has no value: give data.root=…"),
     ],
 )

@@ -243,6 +243,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Draw a set of overrides from a seed, for data and a network that take no time."""
     folder = tmp_path_factory.mktemp("fuzz")
     choices, keys = fuzz.groups(), fuzz.free_keys()
+    choices |= {"model": [], "trainer": []}  # the network is another, and many have no GPU
     pictures = fuzz.write_pictures(folder / "pictures")
     tiny = ["model.network._target_=tiny.TinyNet", "overrides=[]", f"run_dir={folder}/run"]
 

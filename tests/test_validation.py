@@ -123,3 +123,35 @@ def test_nested_nodes_and_lists_are_checked_with_their_whole_path() -> None:
     wrong = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": "fast"}
     with pytest.raises(UserError, match=r"part.items\[1\].lr='fast'"):
         check(node(items=[{"x": 1}, wrong]))
+
+
+@pytest.mark.parametrize("partial", ["2", "null", "'true'"])
+def test_partial_is_true_or_false(partial: str) -> None:
+    cfg = OmegaConf.create(f"a: {{_target_: torch.nn.Linear, _partial_: {partial}}}")
+    with pytest.raises(
+        UserError, match=r"^a\._partial_=.* does not fit: it takes true or false\.$"
+    ):
+        check(cfg)
+
+
+def test_what_a_target_needs_is_named_unless_it_is_called_later() -> None:
+    cfg = OmegaConf.create({"a": {"_target_": "torch.nn.Linear", "in_features": 3}})
+    with pytest.raises(UserError) as error:
+        check(cfg)
+    assert str(error.value) == (
+        "a: torch.nn.Linear needs out_features: give a.out_features, or _partial_: true where it "
+        "is called later."
+    )
+    cfg.a._partial_ = True
+    check(cfg)
+    del cfg.a._partial_
+    cfg.a.out_features = 2
+    check(cfg)
+
+
+@pytest.mark.parametrize("target", ["null", "3", "[a]"])
+def test_a_target_that_is_no_name(target: str) -> None:
+    with pytest.raises(
+        UserError, match=r"^a\._target_=.* it takes the name of a class or function"
+    ):
+        check(OmegaConf.create(f"a: {{_target_: {target}}}"))

@@ -287,10 +287,14 @@ def _message_of(error: Exception) -> str:
         return str(error).partition("\nfull_key:")[0]  # Hydra adds it to what a class raises
     if str(error).startswith(_NO_CHOICE):
         chosen = next((a for a in sys.argv[1:] if _NO_NAME.search(a)), "a group")
-        return (
-            f"{chosen}: name a choice, or take single parts out: callbacks.<name>=null, "
-            "logger=none, scheduler=none."
-        )
+        group = chosen.partition("=")[0]
+        if group in ("callbacks", "logger", "scheduler", "a group"):
+            return (
+                f"{chosen}: name a choice, or take single parts out: callbacks.<name>=null, "
+                "logger=none, scheduler=none."
+            )
+        names = sorted(file.stem for file in (CONF / group).glob("*.yaml") if file.stem != "base")
+        return f"{chosen}: name a choice. All of {group}: {', '.join(names)}."
     if plugin := re.search(rf"^{_NO_PLUGIN}.*\.hydra_(\w+)_(launcher|sweeper)\.", str(error)):
         name, kind = plugin.groups()
         return (

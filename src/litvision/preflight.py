@@ -60,12 +60,6 @@ def check_before_reading(cfg: DictConfig) -> None:
     with open_dict(trial):  # what the data will tell
         trial.num_classes, trial.image_size, trial.total_steps = 2, [32, 32], 1000
     check(trial)
-    for part in ("optimizer", "scheduler"):
-        if trial[part] is not None and trial[part].get("_partial_") is not True:
-            raise UserError(
-                f"{part}._partial_={trial[part].get('_partial_')} does not fit: it takes true, for "
-                "it is the classifier that calls it."
-            )
     try_optimizer(trial)
 
 

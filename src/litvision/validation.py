@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import annotated_types
@@ -51,7 +51,16 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
 
 def check_node(path: str, node: DictConfig) -> None:
     """Check one node's options against the signature of its target."""
-    options, any_other = options_of(locate(path, node._target_))
+    target, partial = locate(path, node._target_), node.get("_partial_", False)
+    if not isinstance(partial, bool):
+        raise UserError(f"{path}._partial_={partial} does not fit: it takes true or false.")
+    options, any_other = options_of(target)
+    missing = [] if partial or "_args_" in node else required(target, node)
+    if missing:
+        raise UserError(
+            f"{path}: {node._target_} needs {', '.join(missing)}: give {path}.{missing[0]}, or "
+            "_partial_: true where it is called later."
+        )
     if any_other:
         # What a callable takes as **options goes on to its partial children, if it has any.
         for child_path, child in targets(node, path):
@@ -105,6 +114,20 @@ def options_of(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     options = {p.name: hints.get(p.name, Any) for p in parameters if p.kind not in variadic}
     options.pop("self", None)
     return options, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def required(target: Callable[..., Any], given: Container[Any]) -> list[str]:
+    """Return the arguments without a default of a callable that are not among those given."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):  # written in C
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [
+        p.name
+        for p in parameters
+        if p.kind in named and p.default is inspect.Parameter.empty and p.name not in given
+    ]
 
 
 def check_keys(cfg: DictConfig, options: type) -> None:

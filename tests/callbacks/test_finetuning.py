@@ -20,6 +20,7 @@ from litvision.errors import UserError
 from litvision.initialize import initialize, last_layer
 from litvision.networks.resnet import ResNet18
 from litvision.networks.vgg import VGG16
+from test_checkpoints import content
 from tiny import TinyNet
 
 QUIET = ["logger=none", "callbacks.progress_bar=null", "callbacks.provenance=null", "test=false"]
@@ -160,7 +161,7 @@ def test_another_shape_is_replaced_too(tmp_path: Path) -> None:
 
 def save(network: nn.Module, path: Path) -> None:
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    torch.save({"state_dict": state, "litvision": {"format": 1}}, path)
+    torch.save(content() | {"state_dict": state}, path)
 
 
 def test_the_other_architecture_is_refused_with_the_first_differing_names(tmp_path: Path) -> None:
