@@ -96,7 +96,7 @@ check: .venv/.installed ## Check format, lint, types and known weaknesses; chang
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
-	@$(audit)
+	@.venv/bin/python .ci/audit.py
 
 format: .venv/.installed ## Format the code and mend what the linter can
 	.venv/bin/ruff format
@@ -116,22 +116,6 @@ lock: ## Pin what pyproject.toml asks for in requirements.lock (ARGS=--upgrade)
 clean: ## Remove .venv, builds and caches; data/ and logs/ stay
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .coverage
 	find $(wildcard src tests benchmarks) -name __pycache__ -type d -prune -exec rm -rf {} +
-
-# ---- How `check` audits --------------------------------------------------------------------------
-
-# Strict, so that "nothing found" is never said of a package that could not be looked up.
-define audit
-if out=$$(.venv/bin/pip-audit --strict --requirement requirements.lock --disable-pip \
-		--progress-spinner off 2>&1); then \
-	echo "No known weakness in the dependencies."; \
-elif echo "$$out" | grep -q 'Found [0-9]* known vulnerabilit'; then \
-	echo "$$out"; \
-	echo "error: a dependency has a known weakness: make lock ARGS='--upgrade-package <its name>'" >&2; \
-	exit 1; \
-else \
-	echo "The dependencies were not audited: the database of weaknesses cannot be reached."; \
-fi
-endef
 
 # ---- How `install` works -------------------------------------------------------------------------
 

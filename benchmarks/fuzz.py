@@ -135,8 +135,8 @@ def complete(overrides: list[str], pictures: Path) -> list[str]:
     else:
         small = ["data.train_size=40", "data.test_size=20"]
         first += [] if "data=shapes" in overrides else ["data=shapes"]
-    groups = [o for o in overrides if "." not in o.partition("=")[0]]
-    return [*first, *groups, *small, *(o for o in overrides if o not in groups), "debug=fast"]
+    chosen = [o for o in overrides if "." not in o.partition("=")[0]]
+    return [*first, *chosen, *small, *(o for o in overrides if o not in chosen), "debug=fast"]
 
 
 def run(number: int, arguments: list[str], place: Path) -> tuple[str, list[str], str]:
@@ -150,6 +150,7 @@ def run(number: int, arguments: list[str], place: Path) -> tuple[str, list[str],
     code = process.exitcode
     if code is None:
         process.kill()
+        process.join()
     text = log.read_text(encoding="utf-8", errors="replace")
     log.unlink()
     shutil.rmtree(folder, ignore_errors=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,8 @@ def main() -> None:
     )
     watch = Watch(Path(run.cfg.run_dir))
     run.trainer.callbacks.append(watch)
-    with Path(os.devnull).open("w") as nowhere:  # a line an epoch
-        sys.stdout = nowhere
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # a line an epoch
         run.trainer.fit(run.classifier, run.datamodule)
-        sys.stdout = sys.__stdout__
     seconds, kilobytes, files, threads, size = np.array(watch.rows).T
     epochs = np.arange(len(seconds))
     slope = float(np.polyfit(epochs, kilobytes, 1)[0])

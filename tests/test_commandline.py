@@ -29,7 +29,7 @@ SOURCE = Path(__file__).parents[1] / "src"
         (
             "model=resnet19",
             "error: model=resnet19: there is no 'resnet19' in model. Nearest: resnet18. "
-            "All of model: resnet18, two_layer, vgg16.",
+            "All of model: resnet18, speednet, two_layer, vgg16.",
         ),
         (
             "experiment=sead",
@@ -43,7 +43,7 @@ SOURCE = Path(__file__).parents[1] / "src"
             "monitor=ä",
             "error: 'monitor=ä' cannot be read: a character in it means nothing outside quotes.",
         ),
-        ("model=true", "error: model=true: name a choice. All of model: resnet18, two_layer, vgg"),
+        ("model=true", "error: model=true: name a choice. All of model: resnet18, speednet, two"),
         ("logger=3", "error: logger=3: name a choice, or take single parts out: callbacks.<name>"),
         (
             "callbacks.result=3",

@@ -125,7 +125,10 @@ def test_monitor_and_mode_are_written_once() -> None:
         assert (callbacks[name]["monitor"], callbacks[name]["mode"]) == ("val/acc", "max")
 
 
-@pytest.mark.parametrize("choice", [c.stem for c in (CONF / "optimizer").glob("*.yaml")])
+FUSED = [c.stem for c in (CONF / "optimizer").glob("*.yaml") if "fused: true" in c.read_text()]
+
+
+@pytest.mark.parametrize("choice", FUSED)
 def test_a_fused_optimizer_makes_the_update_of_the_one_that_it_replaces(choice: str) -> None:
     node = composed(f"optimizer={choice}").optimizer
     assert node.fused is True

@@ -16,6 +16,7 @@ from litvision.determinism import obstacles
         ("cuda", ["+trainer.benchmark=true"], ["a GPU adds", "trainer.benchmark"]),
         ("cuda", ["+trainer.benchmark=true", "+trainer.deterministic=true"], []),
         ("cuda", ["+trainer.deterministic=false"], ["a GPU adds in any order"]),
+        ("cuda", ["+trainer.deterministic=warn"], ["a GPU adds in any order"]),
         ("mps", [], ["Apple's"]),
         ("cpu", ["+trainer.max_time='00:00:10:00'"], ["trainer.max_time"]),
         ("cpu", ["model.compile=max-autotune"], ["model.compile=max-autotune"]),

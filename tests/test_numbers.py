@@ -153,9 +153,23 @@ class TestBatchOfOne:
             made(None, flat, "data.batch_size=1")
         fit(made(None, flat, "data.batch_size=2"))
 
+    def test_a_last_batch_that_is_left_out_does_not_matter(self, made: Any) -> None:
+        flat = "model.network._target_=tiny.TinyFlat"
+        fit(made(None, flat, "data.batch_size=29", "trainer.limit_train_batches=1"))
+
+    def test_the_size_that_is_proposed_fits_every_device(self, made: Any) -> None:
+        datamodule = made(None).datamodule
+        plans = datamodule._plans("train", training=True)
+        plans.sampler.size, plans.world_size = 6, 2
+        found = {}
+        for size in range(2, 7):
+            plans.batch_size = size
+            found[size] = plans.fewest()
+        assert found == {2: 1, 3: 1, 4: 1, 5: 3, 6: 3}
+
     def test_a_network_that_can_is_left_as_it_was(self, made: Any) -> None:
         run = made(None, "data.batch_size=29")
-        assert run.datamodule.fewest == 1
+        assert run.datamodule.fewest() == 1
         before = {name: value.clone() for name, value in run.classifier.state_dict().items()}
         state = torch.get_rng_state()
         try_one_picture(run.classifier, run.datamodule)

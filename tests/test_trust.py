@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import resource
+import threading
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,71 @@ class Calls:
         return self.call
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "torchvision.datasets.utils.download_and_extract_archive",
-        "torchvision.io.write_file",
-        "litvision.train.main",
-        "litvision.commandline.os.system",
-    ],
-)
-def test_what_writes_files_or_runs_commands_is_not_trusted(target: str) -> None:
+NOT_NETWORKS = [
+    "torchvision.datasets.utils.download_and_extract_archive",
+    "torchvision.io.write_file",
+    # Of trusted packages, but no classes of networks: these download, write, import or run.
+    "torchvision.models._api.WeightsEnum.get_state_dict",
+    "torchvision.models._api.get_model",
+    "torchvision.models.get_weight",
+    "torchvision.models.resnet.ResNet18_Weights.DEFAULT.get_state_dict",
+    "torchvision.models.segmentation.fcn_resnet50",  # downloads its backbone unless told not to
+    "torchvision.models.detection.fasterrcnn_resnet50_fpn",
+    "torch.nn.attention._fa3._fa3_import_module",
+    "torch.nn.Module.state_dict",
+    "torch.nn.Linear.__init__.__globals__",
+    "torch.nn.functional.torch.os.system",
+    "torchvision.models.resnet.torch.hub.os.system",
+    "litvision.networks.resnet.torch.os.system",
+    "litvision.networks.normalization.normalization",
+    "litvision.train.main",
+    "litvision.commandline.os.system",
+    "litvision.sources.cifar.CIFAR10",
+    "litvision.sources.cifar.CIFAR10.prepare",
+    "litvision.sources.cifar._unpack",
+    "litvision.sources.image_folder.ImageFolder.prepare",
+    "litvision.datamodule.ImageDataModule",
+    "litvision.classifier.ImageClassifier",  # within one
+    "torch.nn.no_such_thing",
+    "torch.nn",
+]
+
+
+@pytest.mark.parametrize("target", NOT_NETWORKS)
+@pytest.mark.parametrize("partial", [True, False])
+def test_what_is_no_network_is_not_trusted(target: str, partial: bool, tmp_path: Path) -> None:
+    network = {"_target_": target, "_partial_": partial}
+    for place in ({"network": network}, {"network": {"_target_": "tiny.TinyNet", "norm": network}}):
+        with pytest.raises(UserError, match="which is not trusted"):
+            checkpoints.rebuild(content(**place), "a.ckpt", trust=["tiny.*"])
+
+
+def test_a_set_of_weights_of_a_strangers_fetches_nothing(tmp_path: Path) -> None:
+    """torchvision's own loader would take any address, and unpickle what comes."""
+    save(tmp_path / "evil.pth", {"a": Calls(Path.touch, tmp_path / "ran")})
+    weights = {
+        "_target_": "torchvision.models._api.Weights",
+        "url": (tmp_path / "evil.pth").as_uri(),
+        "transforms": None,
+        "meta": {},
+    }
+    network = {
+        "_target_": "torchvision.models._api.WeightsEnum.get_state_dict",
+        "self": weights,
+        "model_dir": str(tmp_path / "made"),
+    }
     with pytest.raises(UserError, match="which is not trusted"):
-        checkpoints.rebuild(content(network={"_target_": target, "_partial_": True}), "a.ckpt")
+        checkpoints.rebuild(content(network=network), "a.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pth"]
+
+
+@pytest.mark.parametrize(
+    "target", ["torch.nn.Identity", "torchvision.models.resnet18", "torchvision.models.ResNet",
+               "litvision.networks.resnet.ResNet18", "tiny.anything"]
+)  # fmt: skip
+def test_networks_are_trusted(target: str) -> None:
+    model = content(network={"_target_": target})["litvision"]["config"]["model"]
+    assert trust.trusted_model(model, ["tiny.*"], "a.ckpt")["network"]["_target_"] == target
 
 
 def test_nothing_is_looked_up_on_this_machine_for_a_checkpoint(
@@ -54,6 +108,7 @@ def test_nothing_is_looked_up_on_this_machine_for_a_checkpoint(
 
 @pytest.mark.parametrize("side", [10**6, 5 * 10**4])  # 4 TB; 10 GB
 def test_a_network_is_not_built_larger_than_its_weights(side: int) -> None:
+    resource = pytest.importorskip("resource")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     huge = {"_target_": "torch.nn.Linear", "in_features": side, "out_features": side}
     message = (
@@ -63,21 +118,6 @@ def test_a_network_is_not_built_larger_than_its_weights(side: int) -> None:
     with pytest.raises(UserError, match=message):
         checkpoints.rebuild(content(network=huge), "a.ckpt")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
-
-
-def test_another_name_for_a_command_is_refused(tmp_path: Path) -> None:
-    marker = tmp_path / "ran"
-    for target in (
-        "torch.nn.functional.torch.os.system",
-        "litvision.networks.resnet.torch.os.system",
-        "torchvision.models.resnet.torch.hub.os.system",
-        "torch.nn.Linear.__init__.__globals__",
-    ):
-        for more in ({}, {"_partial_": True}):
-            network = {"_target_": target, "_args_": [f"touch {marker}"], **more}
-            with pytest.raises(UserError, match=r"a\.ckpt does not give a classifier"):
-                checkpoints.rebuild(content(network=network), "a.ckpt")
-    assert not marker.exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux sets the limit")
@@ -114,15 +154,29 @@ class TestMemoryLimit:
 
 
 def test_one_number_does_not_stand_for_many() -> None:
-    saved = content(
-        network={"_target_": "torch.nn.Linear", "in_features": 10**6, "out_features": 10**6}
-    )
-    saved["state_dict"]["network.weight"] = torch.zeros(1).expand(10**6, 10**6)
-    with pytest.raises(UserError, match=r"its network.weight has shape .* but not as many values"):
+    linear = {"_target_": "torch.nn.Linear", "in_features": 10**6, "out_features": 10**6}
+    saved = content(network=linear | {"bias": False})
+    saved["state_dict"] = {"network.weight": torch.zeros(1).expand(10**6, 10**6)}
+    with pytest.raises(UserError, match=r"its weights have the shapes .* but not as many values"):
         checkpoints.rebuild(saved, "a.ckpt")
-    saved["state_dict"]["network.weight"] = torch.empty(10**6, 10**6, device="meta")
-    with pytest.raises(UserError, match=r"its network.weight has shape .* but not as many values"):
+
+
+def test_one_memory_does_not_stand_for_many_layers() -> None:
+    layers = [{"_target_": "torch.nn.Linear", "in_features": 9, "out_features": 9, "bias": False}]
+    saved = content(network={"_target_": "torch.nn.Sequential", "_args_": layers * 20})
+    whole = torch.zeros(9, 9)
+    saved["state_dict"] = {f"network.{k}.weight": whole for k in range(20)}
+    assert trust.memory_of(saved["state_dict"]) == 9 * 9 * 4
+    with pytest.raises(UserError, match=r"its weights have the shapes .* but not as many values"):
         checkpoints.rebuild(saved, "a.ckpt")
+
+
+def test_a_shape_without_numbers_is_no_weight(tmp_path: Path) -> None:
+    saved = content()
+    saved["state_dict"]["more"] = torch.empty(10**6, 10**6, device="meta")
+    path = save(tmp_path / "a.ckpt", saved)
+    with pytest.raises(UserError, match="its state_dict holds more than tensors of numbers"):
+        checkpoints.read(path)
 
 
 def test_a_file_that_unpacks_to_more_than_itself_is_refused(tmp_path: Path) -> None:
@@ -154,7 +208,10 @@ def test_trained_weights_are_not_fetched_where_the_file_brings_them(
 
         network = {"_target_": "torchvision.models.mobilenet_v3_small", "num_classes": 3}
         built = torchvision.models.mobilenet_v3_small(num_classes=3)
-        network["weights"] = "IMAGENET1K_V1"
+        network |= {"weights": "IMAGENET1K_V1", "pretrained": True}
+        by_place = network | {"_args_": ["IMAGENET1K_V1"]}
+        with pytest.raises(UserError, match="which is not trusted"):
+            checkpoints.rebuild(content(network=by_place), "a.ckpt")
     else:
         timm = pytest.importorskip("timm")
         network = {"_target_": "timm.create_model", "model_name": "resnet10t", "num_classes": 3}
@@ -166,14 +223,6 @@ def test_trained_weights_are_not_fetched_where_the_file_brings_them(
     assert sum(p.numel() for p in rebuilt.network.parameters()) == sum(
         p.numel() for p in built.parameters()
     )
-
-
-def test_a_set_of_weights_is_no_network(tmp_path: Path) -> None:
-    target = "torchvision.models.resnet.ResNet18_Weights.DEFAULT.get_state_dict"
-    network = {"_target_": target, "model_dir": str(tmp_path)}
-    with pytest.raises(UserError, match="which is not trusted"):
-        checkpoints.rebuild(content(network=network), "a.ckpt")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_network_that_looks_at_values_while_it_is_built_is_rebuilt() -> None:
@@ -194,6 +243,13 @@ def test_a_network_that_looks_at_values_while_it_is_built_is_rebuilt() -> None:
         ("image_size", [10**6] * 2, "litvision.image_size.0: input should be less than or equal"),
         ("image_size", [32], "litvision.image_size: list should have at least 2 items"),
         ("loaded", 3, "litvision.loaded: input should be a valid list"),
+        ("version", None, "litvision.version: input should be a valid string"),
+        ("mean", ["0.5"] * 3, "litvision.mean.0: input should be a valid number"),
+        ("mean", [float("nan")] * 3, "litvision.mean.0: input should be a finite number"),
+        ("mean", [0.5] * 5, "litvision: value error, 5 means and 3 standard deviations"),
+        ("format", torch.tensor([1, 2]), "the entry 'litvision' holds more than plain values"),
+        ("config", {"model": (1,), "data": {}}, "the entry 'litvision' holds more than plain"),
+        ("config", {"model": {1: 2}, "data": {}}, "the entry 'litvision' holds more than plain"),
     ],
 )
 def test_an_entry_that_no_run_writes_is_one_line(
@@ -213,3 +269,81 @@ def test_weights_that_are_none_are_one_line(tmp_path: Path, weights: Any) -> Non
     path = save(tmp_path / "a.ckpt", content() | {"state_dict": weights})
     with pytest.raises(UserError, match=r"a\.ckpt is not as a run saves it: "):
         checkpoints.read(path)
+
+
+def test_a_config_that_holds_itself_is_one_line(tmp_path: Path) -> None:
+    saved = content()
+    saved["litvision"]["config"]["more"] = saved["litvision"]["config"]
+    path = save(tmp_path / "a.ckpt", saved)
+    with pytest.raises(UserError, match="the entry 'litvision' holds more than plain values"):
+        checkpoints.read(path)
+
+
+def test_logits_are_as_many_as_the_classes() -> None:
+    saved = content()
+    saved["litvision"]["classes"] = ["a", "b"]
+    with pytest.raises(UserError, match=r"its network gives \[1, 3\] for a picture and 2 classes"):
+        checkpoints.rebuild(saved, "a.ckpt", trust=["tiny.*"])
+
+
+# ---------------------------------------------------------------------------------------- data
+
+
+DATA = {
+    "_target_": "litvision.datamodule.ImageDataModule",
+    "source": {"_target_": "litvision.sources.cifar.CIFAR10", "_partial_": True},
+    "root": "data/cifar10",
+    "batch_size": 128,
+}
+
+
+def test_where_to_download_from_and_write_to_is_not_for_a_file_to_say() -> None:
+    more = {"url": "http://example.com/x", "cache_dir": "/tmp/x", "num_workers": 99}
+    assert trust.trusted_data(DATA | more, [], "a.ckpt") == DATA
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        DATA | {"source": {"_target_": "litvision.sources.cifar.CIFAR10.prepare"}},
+        DATA | {"source": {"_target_": "litvision.sources.cifar._unpack", "_partial_": True}},
+        DATA | {"source": {"_target_": "litvision.sources.cifar.CIFAR10", "_partial_": False}},
+        DATA | {"source": {"_target_": "torch.nn.Linear", "_partial_": True}},
+        DATA | {"mean": {"_target_": "litvision.sources.cifar.CIFAR10", "_partial_": True}},
+        DATA | {"_target_": "litvision.datamodule.ImageDataModule.prepare_data"},
+        DATA["source"],
+    ],
+)
+def test_data_are_a_data_module_of_a_source(data: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="which is not trusted"):
+        trust.trusted_data(data, [], "a.ckpt")
+
+
+def test_data_look_nothing_up() -> None:
+    with pytest.raises(UserError, match="is not as a run saves it"):
+        trust.trusted_data(DATA | {"root": "${oc.env:HOME}"}, [], "a.ckpt")
+
+
+def test_two_limits_at_once_leave_none_behind() -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    entered, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with trust.memory_limit(2**30):
+            entered.set()
+            leave.wait(5)
+
+    def second() -> None:
+        with trust.memory_limit(2**31):
+            pass
+
+    threads = [threading.Thread(target=function) for function in (first, second)]
+    threads[0].start()
+    entered.wait(5)
+    threads[1].start()
+    time.sleep(0.05)
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert resource.getrlimit(resource.RLIMIT_AS) == before

@@ -12,7 +12,7 @@ import litvision
 import test_evaluate
 from conftest import Run
 from litvision.classifier import ImageClassifier
-from litvision.tta import FlipAverage, average
+from litvision.tta import FlipAverage, FlipShiftAverage, average
 from test_evaluate import EVALUATE, Trained, evaluation
 from tiny import TinyLinear
 
@@ -26,6 +26,24 @@ def test_both_directions_count_the_same() -> None:
     torch.testing.assert_close(FlipAverage(network)(images), mean)
     torch.testing.assert_close(FlipAverage(network)(images.flip(3)), mean)
     assert not torch.allclose(network(images), mean)
+
+
+def test_six_views_have_their_weights() -> None:
+    """Of a network that reads one pixel, the answer is the mean of the pixels that come there."""
+
+    class OnePixel(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images[:, :, 2, 1]
+
+    images = torch.arange(25.0).view(1, 1, 5, 5)
+    found = FlipShiftAverage(OnePixel())(images)
+    where, mirrored = images[0, 0, 2, 1], images[0, 0, 2, 3]
+    up_left, down_right = (
+        (images[0, 0, 1, 0], images[0, 0, 1, 2]),
+        (images[0, 0, 3, 2], images[0, 0, 3, 4]),
+    )
+    expected = (where + mirrored) / 4 + sum(up_left) / 8 + sum(down_right) / 8
+    torch.testing.assert_close(found, expected.view(1, 1))
 
 
 def test_null_leaves_a_classifier_as_it_is() -> None:
@@ -50,7 +68,10 @@ def test_a_mistake_gets_one_line(trained: Trained, run: Run) -> None:
         options += EVALUATE if module == "evaluate" else ["input=."]
         done = run(module, *options)
         assert done.returncode == 1
-        assert done.stderr == "error: tta='rotate' does not fit: it takes one of flip or null.\n"
+        assert (
+            done.stderr
+            == "error: tta='rotate' does not fit: it takes one of flip, flip_shift or null.\n"
+        )
 
 
 def test_load_averages(trained: Trained) -> None:

@@ -113,7 +113,8 @@ def assemble(cfg: DictConfig) -> Run:
         optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
         classifier = build(cfg.model, optimizer=optimizer, scheduler=scheduler)
     try_network(classifier, datamodule)
-    try_one_picture(classifier, datamodule)
+    if not cfg.trainer.get("sync_batchnorm"):  # which looks at all devices' pictures
+        try_one_picture(classifier, datamodule)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if resumed is not None:
         same_run(resumed["litvision"]["config"], resolved)

@@ -109,7 +109,7 @@ def random_stream(seed: int, use: str, *position: int) -> np.random.Generator:
     A spawn key, and not a longer seed: NumPy pads seeds with zeros, so (3, 1) and (3, 1, 0) would
     give the same numbers.
     """
-    uses = ("order", "draws", "split", "limit")
+    uses = ("order", "draws", "split", "limit", "flip")
     return np.random.default_rng(
         np.random.SeedSequence(seed, spawn_key=(uses.index(use), *position))
     )
@@ -157,6 +157,9 @@ class PlanSampler(Sampler[Plan]):
         batch_size: pictures a step, over all devices.
         rank, world_size: this device among all.
         augment: whether to draw random numbers for augmentation.
+        alternate: whether a picture that is mirrored in one epoch is not in the next, and so on,
+            beginning with a coin toss (Jordan 2024, arXiv 2404.00498, section 3.6). Tossed anew
+            in each epoch, half of the pairs of epochs show it the same way twice.
     """
 
     def __init__(
@@ -166,12 +169,14 @@ class PlanSampler(Sampler[Plan]):
         rank: int = 0,
         world_size: int = 1,
         augment: bool = False,
+        alternate: bool = False,
     ) -> None:
         self.sampler = order  # the name under which Lightning looks for `set_epoch`
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.augment = augment
+        self.alternate = alternate
         self.start = 0  # steps that the next iteration leaves out, having been taken before
 
     def __len__(self) -> int:
@@ -185,6 +190,7 @@ class PlanSampler(Sampler[Plan]):
 
     def __iter__(self) -> Iterator[Plan]:
         order, steps = self.sampler.permutation(), len(self)
+        coins = random_stream(self.sampler.seed, "flip").integers(2, size=len(order))
         first, self.start = self.start, 0
         for step in range(first, steps):
             start = step * self.batch_size
@@ -196,6 +202,8 @@ class PlanSampler(Sampler[Plan]):
                 draws = random.integers(2**31, size=(stop - start, DRAWS - 1))
                 seeds = random.integers(2**31, size=(stop - start, 1))
                 draws = np.concatenate([draws, seeds], axis=1)
+                if self.alternate:
+                    draws[:, 2] = coins[order[start:stop]] + self.sampler.epoch
                 draws = draws[self.rank :: self.world_size]
             indices = order[start:stop][self.rank :: self.world_size]
             yield Plan(indices, draws, len(indices) * self.world_size / (stop - start))

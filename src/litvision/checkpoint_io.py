@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from litvision.errors import UserError
+from litvision.errors import UserError, os_error
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -43,7 +43,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             part.replace(target)
             _flush_folder(target.parent)
         except (OSError, RuntimeError) as error:
-            cause = _os_error(error)
+            cause = os_error(error)
             if cause is None:
                 raise
             with contextlib.suppress(OSError):
@@ -53,13 +53,6 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 "it is untouched. Make room, then go on with the same command and "
                 f"resume={target.parent.parent}."
             ) from error
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """Return what the system said, which torch's writer may have wrapped."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _flush_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 from torch import Tensor
 
 from litvision.classifier import ImageClassifier
@@ -30,32 +30,40 @@ from litvision.errors import UserError
 from litvision.trust import (
     TRUSTED,
     memory_limit,
+    memory_of,
+    plain,
     refuse_other_shapes,
-    refuse_untrusted,
-    without_downloads,
+    trusted_model,
 )
 
 FORMAT = 1
 
 
-class Config(BaseModel):
+class Config(BaseModel, strict=True):
     """The parts of a run's config that are built again."""
 
     model: dict[str, Any]
     data: dict[str, Any]
 
 
-class Card(BaseModel):
+class Card(BaseModel, strict=True):
     """The entry `litvision`, checked here so that nobody who uses it has to."""
 
+    version: str
     config: Config
     classes: Annotated[list[str], Field(min_length=1)]
-    mean: Annotated[list[float], Field(min_length=1)]
-    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    mean: Annotated[list[FiniteFloat], Field(min_length=1)]
+    std: Annotated[list[Annotated[FiniteFloat, Field(gt=0)]], Field(min_length=1)]
     image_size: Annotated[
         list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)
     ]
     loaded: list[str] = []
+
+    @model_validator(mode="after")
+    def _one_a_channel(self) -> Card:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means and {len(self.std)} standard deviations")
+        return self
 
 
 def find(path: str | Path, names: Iterable[str] = ("best", "last")) -> Path:
@@ -112,16 +120,18 @@ def read(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
             f"{path} is a checkpoint of another program: it lacks the entry 'litvision' that every "
             "checkpoint of this project has. Give one that `make train` saved."
         )
-    if card.get("format") != FORMAT:
-        raise UserError(
-            f"{path} has checkpoint format {card.get('format')}, and this version reads {FORMAT}: "
-            f"use the version that saved it ({card.get('version')})."
-        )
     try:
+        if not plain(card):
+            raise TypeError("the entry 'litvision' holds more than plain values")
+        if card.get("format") != FORMAT:
+            raise UserError(
+                f"{path} has checkpoint format {card.get('format')}, and this version reads "
+                f"{FORMAT}: use the version that saved it ({card.get('version')})."
+            )
         Card.model_validate(card)
-        if not all(isinstance(v, Tensor) for v in dict(content["state_dict"]).values()):
-            raise TypeError("its state_dict holds more than tensors")
-    except (TypeError, ValueError, ValidationError) as error:
+        if not all(map(_is_numbers, dict(content["state_dict"]).values())):
+            raise TypeError("its state_dict holds more than tensors of numbers")
+    except (TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not as a run saves it: {_complaint(error)}. Give one that `make train` "
             "saved."
@@ -129,11 +139,16 @@ def read(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
     return content
 
 
+def _is_numbers(value: Any) -> bool:
+    """Say whether a value is a tensor with numbers of its own; one can be of shape alone."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.is_cpu
+
+
 def _complaint(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        return f"litvision.{place}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        place = ".".join(map(str, ("litvision", *first["loc"])))
+        return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}"
     return first_line(error)
 
 
@@ -145,23 +160,25 @@ def rebuild(
     Args:
         content: what `read` returned.
         path: where it came from, for messages.
-        trust: targets allowed beside `TRUSTED`, such as "timm.*".
+        trust: targets allowed beside networks of this project, torch.nn and torchvision, such as
+            "timm.*".
 
     Raises:
         UserError: the config names a target that is not trusted, or the weights do not fit.
     """
-    card, trusted = content["litvision"], (*TRUSTED, *trust)
-    refuse_untrusted(card["config"]["model"], trusted, path)
-    model = OmegaConf.create(without_downloads(card["config"]["model"]))
-    weights = content["state_dict"]
-    size = sum(tensor.untyped_storage().nbytes() for tensor in weights.values())
+    card, trust = content["litvision"], tuple(trust)
+    model = OmegaConf.create(trusted_model(card["config"]["model"], trust, path))
+    weights, whitelist = content["state_dict"], (*TRUSTED, *trust)
+    shape = [1, len(card["mean"]), *card["image_size"]]
     try:
-        with memory_limit(4 * size):
-            refuse_other_shapes(model, trusted, weights)
-            classifier = instantiate(model, _convert_="all", _execution_whitelist_=trusted)
+        with memory_limit(4 * memory_of(weights)):
+            refuse_other_shapes(model, whitelist, weights, len(card["classes"]), shape)
+            classifier = instantiate(model, _convert_="all", _execution_whitelist_=whitelist)
         if not isinstance(classifier, ImageClassifier):
             raise TypeError(f"its model is a {type(classifier).__name__}, not an ImageClassifier")
         classifier.load_state_dict(weights)
+    except MemoryError as error:
+        raise UserError(f"{path} asks for more memory than it brings.") from error
     except Exception as error:  # what a stranger's config leads to
         raise UserError(
             f"{path} does not give a classifier: {first_line(error).rstrip('.:')}. Its weights and "

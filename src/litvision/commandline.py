@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from litvision import records
-from litvision.errors import UserError
+from litvision.errors import UserError, os_error
 
 # As Hydra's users know it. `command` sets it for Hydra, and keeps what was asked for beside it, for
 # the processes that a run or a sweep starts.
@@ -122,7 +122,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 Plugins.instance().register(GridSweeper)
                 Plugins.instance().register(StudySweeper)
             try:
-                with mistakes_in_one_line():
+                with mistakes_in_one_line(config_name):
                     app()
             except MissingConfigException as error:
                 stop(_missing_option(error))
@@ -137,11 +137,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
 
 @contextmanager
-def mistakes_in_one_line() -> Iterator[None]:
-    """End the command with one line where a person's mistake is the cause of an exception."""
+def mistakes_in_one_line(command: str = "") -> Iterator[None]:
+    """End the command with one line where a mistake or a full disk is the cause of an exception."""
     try:
         yield
-    except Exception as error:
+    except Exception as caught:
+        error = _disk_error(caught, command)
         if _is_bug(error):
             raise
         stop(_message_of(error))
@@ -267,17 +268,16 @@ def _is_bug(error: Exception) -> bool:
 
 def _disk_error(error: Exception, command: str) -> Exception:
     """Return a UserError for what a full or read-only disk raises; others as they are."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = None if isinstance(cause, UserError) else cause.__cause__
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-    if cause is None or cause.errno not in full:
+    cause = os_error(error)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if cause is None or cause.errno not in (*full, errno.EROFS):
         return error
-    folder = HydraConfig.get().runtime.output_dir
     what = cause.strerror if cause.filename is None else f"{cause.strerror}: {cause.filename}"
-    saved = command == "train" and Path(folder, "checkpoints", "last.ckpt").is_file()
+    folder = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else None
+    saved = command == "train" and folder and Path(folder, "checkpoints", "last.ckpt").is_file()
     then = f"go on with the same command and resume={folder}" if saved else "run it again"
-    mistake = UserError(f"nothing more can be written ({what}). Make room, then {then}.")
+    first = "Make room" if cause.errno in full else "Give another place, hydra.run.dir=<folder>"
+    mistake = UserError(f"nothing more can be written ({what}). {first}, then {then}.")
     mistake.__cause__ = error
     return mistake
 

@@ -78,12 +78,14 @@ class ImageDataModule(L.LightningDataModule):
         eval_batch_size: the same for validation and test, where no gradients need room.
         val_fraction: share of each class of the training split that is set aside for validation.
             Not used where the source has a validation split. The test split is never touched.
+            0: train on all of it, and validate nothing: for a recipe that is settled.
         classes: train on these classes only, labelled in this order; None: on all.
         limit_per_class: keep this many pictures of each class of the training split, drawn by
             `seed`, before validation is set aside; None: keep all.
         padding: random crop: pixels added on each side first; 0: no crop.
         padding_mode: "zero" (black) or "reflect".
-        flip: mirror a picture left to right with probability 1/2.
+        flip: mirror a picture left to right with probability 1/2; "alternating": in every other
+            epoch, each picture beginning by chance.
         augment: "trivial": TrivialAugment, one random operation a picture, before it is normalised;
             "cutout": a random square of each picture set to the mean colour; None: neither.
         cutout: side of that square in pixels, with or without `augment`; 0: none, or with
@@ -107,12 +109,12 @@ class ImageDataModule(L.LightningDataModule):
         *,
         batch_size: Annotated[int, Field(ge=1)] = 128,
         eval_batch_size: Annotated[int, Field(ge=1)] = 512,
-        val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+        val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         classes: list[str] | None = None,
         limit_per_class: Annotated[int, Field(ge=2)] | None = None,
         padding: Annotated[int, Field(ge=0)] = 4,
         padding_mode: Padding = "zero",
-        flip: bool = True,
+        flip: bool | Literal["alternating"] = True,
         augment: Augment | None = None,
         cutout: Annotated[int, Field(ge=0)] = 0,
         mix: Mix | None = None,
@@ -176,13 +178,17 @@ class ImageDataModule(L.LightningDataModule):
         train, kept = splits["train"], rows["train"]
         if self.limit_per_class is not None:
             kept = kept[_first_of_each(train.labels[kept], self.limit_per_class, self.seed)]
+        needed = ["train", "val", "test"]
         if "val" not in splits:
-            splits["val"] = train
-            first, second = split_stratified(train.labels[kept], self.val_fraction, self.seed)
-            kept, rows["val"] = kept[first], kept[second]
+            splits["val"], rows["val"] = train, kept[:0]
+            if self.val_fraction:
+                first, second = split_stratified(train.labels[kept], self.val_fraction, self.seed)
+                kept, rows["val"] = kept[first], kept[second]
+            else:
+                needed.remove("val")
         rows["train"] = kept
         self.subsets = {name: Subset(splits[name], rows[name]) for name in splits}
-        for name in ("train", "val", "test"):
+        for name in needed:
             if not len(self.subsets[name]):
                 raise UserError(
                     f"The {name} split has no pictures left: it needs at least one. "
@@ -244,10 +250,15 @@ class ImageDataModule(L.LightningDataModule):
         """Training steps in one epoch, a last short batch counted."""
         return len(self._plans("train", training=True))
 
-    @property
-    def fewest(self) -> int:
-        """Pictures of the smallest batch that a device trains on."""
-        return self._plans("train", training=True).fewest()
+    def fewest(self, batch_size: int | None = None) -> int:
+        """Return the pictures of the smallest batch that a device trains on.
+
+        Args:
+            batch_size: what it would be with another batch size; None: with this one.
+        """
+        plans = self._plans("train", training=True)
+        plans.batch_size = batch_size or plans.batch_size
+        return plans.fewest()
 
     def checksum(self) -> str:
         """Return a SHA-256 over the pictures, labels and subsets: equal data, equal checksum."""
@@ -264,9 +275,9 @@ class ImageDataModule(L.LightningDataModule):
         """Return the loader of the training subset."""
         return self._loader("train", training=True)
 
-    def val_dataloader(self) -> DataLoader:
-        """Return the loader of the validation subset."""
-        return self._loader("val")
+    def val_dataloader(self) -> Any:
+        """Return the loader of the validation subset; none where nothing is validated."""
+        return self._loader("val") if len(self.subsets["val"]) else []
 
     def test_dataloader(self) -> DataLoader:
         """Return the loader of the test split, or of the one that `test_split` names."""
@@ -290,7 +301,8 @@ class ImageDataModule(L.LightningDataModule):
             order.set_epoch(progress.processed)
         any_of_them = self.padding or self.flip or self.cutout or self.augment or self.mix
         augment = training and bool(any_of_them)
-        return PlanSampler(order, batch_size, rank, world_size, augment)
+        alternate = self.flip == "alternating"
+        return PlanSampler(order, batch_size, rank, world_size, augment, alternate)
 
     def _loader(self, name: str, training: bool = False) -> DataLoader:
         plans: Any = self._plans(name, training)  # torch annotates batches as lists of indices

@@ -21,3 +21,10 @@ class Interrupted(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(self.CODE)
+
+
+def os_error(error: BaseException | None) -> OSError | None:
+    """Return what the system said, which libraries may have wrapped in errors of their own."""
+    while error is not None and not isinstance(error, OSError):
+        error = None if isinstance(error, UserError) else error.__cause__ or error.__context__
+    return error

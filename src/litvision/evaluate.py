@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> float:
     from litvision import assemble, checkpoints, preflight, tta
     from litvision.callbacks.figures import Figures
     from litvision.callbacks.progress import progress
-    from litvision.trust import TRUSTED, refuse_untrusted
+    from litvision.trust import TRUSTED, trusted_data
     from litvision.validation import check, check_value
 
     preflight.settle_logging()
@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> float:
     trust: Any = preflight.ANY
     if not chosen:
         trust = (*TRUSTED, *cfg.trust)
-        refuse_untrusted(card["config"]["data"], trust, path)
+        card["config"]["data"] = trusted_data(card["config"]["data"], cfg.trust, path)
     with open_dict(cfg):
         cfg.data = data_config(cfg.data, card)
     assemble.use_hardware(cfg)
@@ -134,6 +134,11 @@ def data_config(data: DictConfig, card: dict[str, Any]) -> DictConfig:
                 f"option. They have: {', '.join(map(str, node))}."
             )
         node.update({key: value for key, value in data.items() if value is not None})
+        if node.get("root") is not None and not Path(node.root).is_dir():
+            raise UserError(
+                f"The pictures that the classifier was trained on are not at {node.root}: give "
+                "data.root=<where they are>, or data=<choice>."
+            )
     if list(node.classes or card["classes"]) != list(card["classes"]):
         raise UserError(
             "data.classes differs from what the checkpoint was trained on, in number or order: "

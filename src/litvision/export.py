@@ -16,7 +16,7 @@ from pydantic import Field
 
 from litvision import records
 from litvision.commandline import command, first_line
-from litvision.errors import UserError
+from litvision.errors import UserError, os_error
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,8 +69,10 @@ def main(cfg: DictConfig) -> float:
                 "tolerance if that is good enough."
             )
         part.replace(output)
-    except OSError as error:
-        raise UserError(f"output={output} cannot be written ({error}).") from error
+    except (OSError, RuntimeError) as error:
+        if cause := os_error(error):
+            raise UserError(f"output={output} cannot be written ({cause}).") from error
+        raise
     finally:
         part.unlink(missing_ok=True)
     height, width = classifier.card["image_size"]
@@ -119,7 +121,8 @@ def real_pictures(cfg: Any, content: dict[str, Any], path: Path) -> Tensor:
     from litvision.evaluate import data_config
     from litvision.predict import find
     from litvision.sources.decode import DecodedBatches
-    from litvision.trust import TRUSTED, refuse_untrusted
+    from litvision.trust import TRUSTED, trusted_data
+    from litvision.validation import check
 
     card = content["litvision"]
     height, width = card["image_size"]
@@ -131,12 +134,12 @@ def real_pictures(cfg: Any, content: dict[str, Any], path: Path) -> Tensor:
             file, reason = next(iter(errors.items()))
             raise UserError(f"cannot read {file} ({reason}): give pictures=<other ones>.")
         return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
-    trust = (*TRUSTED, *cfg.trust)
-    refuse_untrusted(card["config"]["data"], trust, path)
+    card["config"]["data"] = trusted_data(card["config"]["data"], cfg.trust, path)
     try:
         node = data_config(DictConfig({}), card)
         node["on_device"] = False
-        datamodule = assemble.build_datamodule(node, trust)
+        check(DictConfig({"data": node}))
+        datamodule = assemble.build_datamodule(node, (*TRUSTED, *cfg.trust))
         datamodule.prepare_data()
         datamodule.setup()
     except UserError as error:
@@ -224,9 +227,10 @@ def write_torch_export(module: nn.Module, card: dict[str, Any], path: Path) -> N
     """Write a .pt2 archive, for `torch.export.load`; its extra file is `METADATA`."""
     import torch
 
-    with _quiet():
-        extra = {METADATA: json.dumps(metadata(card), indent=2)}
-        torch.export.save(_exported(module, card), path, extra_files=extra)
+    extra = {METADATA: json.dumps(metadata(card), indent=2)}
+    # To an open file: torch's own writer ends the process where the disk is full.
+    with _quiet(), path.open("wb") as file:
+        torch.export.save(_exported(module, card), file, extra_files=extra)
 
 
 def run_torch_export(path: Path) -> Callable[[Tensor], Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -114,7 +115,8 @@ def limited_memory(device: str, share: float = 0.9) -> Iterator[None]:
 def at_most(more: int) -> Iterator[None]:
     """Let this process take so many bytes more than it has; elsewhere than on Linux, any.
 
-    Within it, torch raises a RuntimeError and Python a MemoryError where they would take more.
+    Within it, torch raises a RuntimeError and Python a MemoryError where they would take more, in
+    every thread. A second thread waits until the first is done with it.
 
     Args:
         more: bytes of address space, used or not.
@@ -122,6 +124,15 @@ def at_most(more: int) -> Iterator[None]:
     if not sys.platform.startswith("linux"):
         yield
         return
+    with _ONE_LIMIT:
+        yield from _limit(more)
+
+
+# Two at once would each put back what it found, and the last one the other's limit.
+_ONE_LIMIT = threading.RLock()
+
+
+def _limit(more: int) -> Iterator[None]:
     import resource
 
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])

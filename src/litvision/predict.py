@@ -30,7 +30,7 @@ class Options(TypedDict):
     output: str
     top_k: Annotated[int, Field(ge=1)]
     figure: bool
-    tta: Literal["flip"] | None
+    tta: Literal["flip", "flip_shift"] | None
     batch_size: Annotated[int, Field(ge=1)]
     device: str
     decode_workers: Annotated[int, Field(ge=0)] | None

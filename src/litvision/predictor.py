@@ -164,7 +164,8 @@ def load(
         trust: targets that its config may name beside this project's own and those of torch and
             torchvision, such as "timm.*".
         device: as torch names it; "auto": a GPU where there is one.
-        tta: "flip": average the answers for each picture and its mirror image.
+        tta: "flip": average over each picture and its mirror image; "flip_shift": over shifts by
+            one pixel too.
 
     Raises:
         UserError: there is no checkpoint, it cannot be read, or it is not trusted.

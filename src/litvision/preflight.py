@@ -21,7 +21,7 @@ from litvision.commandline import first_line
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
 from litvision.records import flat
-from litvision.validation import check, check_keys
+from litvision.validation import check, check_keys, check_value
 
 # The config of a clone is its owner's own code and may name any target. A config that came inside
 # a checkpoint may not; see `litvision.checkpoints`.
@@ -60,6 +60,8 @@ def check_before_reading(cfg: DictConfig) -> None:
     with open_dict(trial):  # what the data will tell
         trial.num_classes, trial.image_size, trial.total_steps = 2, [32, 32], 1000
     check(trial)
+    accumulated = trial.trainer.get("accumulate_grad_batches", 1)  # Lightning takes any number
+    check_value("trainer.accumulate_grad_batches", accumulated, Annotated[int, Field(ge=1)])
     try_optimizer(trial)
 
 
@@ -134,8 +136,16 @@ def try_one_picture(classifier: ImageClassifier, datamodule: ImageDataModule) ->
     Raises:
         UserError: it cannot.
     """
+    trainer: Any = datamodule.trainer
+    steps, allowed = datamodule.steps_per_epoch, trainer.limit_train_batches
+    cut = (allowed if isinstance(allowed, int) else int(steps * allowed)) < steps
+
+    def fewest(batch_size: int) -> int:
+        whole = batch_size // trainer.world_size
+        return whole if cut else datamodule.fewest(batch_size)
+
     size, batch = len(datamodule.subsets["train"]), datamodule.batch_size
-    if datamodule.fewest > 1:
+    if fewest(batch) > 1:
         return
     network = classifier.network
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
@@ -143,7 +153,7 @@ def try_one_picture(classifier: ImageClassifier, datamodule: ImageDataModule) ->
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             network.train()(torch.zeros(1, 3, *datamodule.image_size))
     except ValueError as error:
-        fitting = next((n for n in range(batch + 1, size) if size % n != 1), None)
+        fitting = next((n for n in range(batch + 1, size) if fewest(n) > 1), None)
         raise UserError(
             f"data.batch_size={batch} and {size:,} pictures make a batch of one, which the network "
             f"cannot be trained on ({first_line(error).rstrip('.')}): give "
@@ -152,7 +162,7 @@ def try_one_picture(classifier: ImageClassifier, datamodule: ImageDataModule) ->
         ) from error
     finally:
         for name, buffer in network.named_buffers():
-            buffer.copy_(before[name])
+            buffer.copy_(before.get(name, buffer))
 
 
 def build(node: DictConfig | None, trust: Any = ANY, **more: Any) -> Any:
@@ -180,6 +190,7 @@ NOISE = (
     r"Precision bf16-mixed is not supported by the model summary",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r".*does not have many workers",  # pictures in memory need none
+    r"Total length of `list` across ranks is zero",  # no validation, as data.val_fraction=0 asks
     r"The number of training batches",  # epochs are logged, not batches
     r"Experiment logs directory .* exists",  # the run's folder is there before its loggers
     r"Checkpoint directory .* exists",
@@ -213,13 +224,18 @@ def settle_logging() -> None:
         logger = logging.getLogger(name)
         if _means_something not in logger.filters:
             logger.addFilter(_means_something)
-    threading.excepthook = _say_unless_said
+    if threading.excepthook is not _say_unless_said:
+        _hooks[:] = [threading.excepthook]
+        threading.excepthook = _say_unless_said
+
+
+_hooks: list[Any] = []  # whatever was told of failing threads before
 
 
 def _say_unless_said(failed: threading.ExceptHookArgs) -> None:
     """Leave out what TensorBoard's writer meets, a full disk, say: its next write raises it."""
     if type(failed.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
-        threading.__excepthook__(failed)
+        _hooks[0](failed)
 
 
 def _means_something(record: logging.LogRecord) -> bool:

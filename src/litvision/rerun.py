@@ -39,8 +39,14 @@ def main(arguments: list[str] | None = None) -> None:
         logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout)
         for line in changes(run):
             print(f"not as then: {line}", flush=True)
-        from litvision.train import train  # torch comes in here
+        import torch
 
+        from litvision.train import train
+
+        # Sums are taken in another order by another number of threads.
+        hardware = records.read_object(run / "provenance.json").get("hardware") or {}
+        if isinstance(threads := hardware.get("threads"), int):
+            torch.set_num_threads(threads)
         train(cfg)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(compare(run, Path(target)))

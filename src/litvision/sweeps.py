@@ -167,10 +167,11 @@ def record_failure(error: Exception, bug: bool) -> None:
     """
     config = HydraConfig.get()
     run = Path(config.runtime.output_dir)
-    if not records.read_result(run):  # it ended before it began to write one
-        records.write_result(run, {"overrides": list(config.overrides.task)})
     word = "pruned" if isinstance(error, PrunedError) else "failed"
-    set_state(run, word, _reason(error))
+    with contextlib.suppress(OSError):  # of a full disk, say, which may be why it failed
+        if not records.read_result(run):  # it ended before it began to write one
+            records.write_result(run, {"overrides": list(config.overrides.task)})
+        set_state(run, word, _reason(error))
     if bug:
         traceback.print_exception(error)
     print(f"run {run.name} {word}: {_reason(error)}", file=sys.stderr, flush=True)

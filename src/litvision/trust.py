@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
@@ -11,107 +12,210 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from torch import Tensor, nn
 
 from litvision import hardware
 from litvision.errors import UserError
 
-# The targets that a checkpoint's config may name. A file never extends this list; a person may.
+# Whose networks a checkpoint's config may name: classes only, since functions and methods of these
+# packages can download, write files and import. A file never extends this; a person may.
+NETWORKS = ("torch.nn", "torchvision.models", "litvision.networks")
+# The same for Hydra, which sees through other names for what they lead to.
 TRUSTED = (
-    *("litvision.classifier.*", "litvision.datamodule.*"),
-    *("litvision.networks.*", "litvision.sources.*"),
-    *("torch.nn.*", "torchvision.models.*"),
+    *("litvision.classifier.*", "litvision.datamodule.*", "litvision.sources.*"),
+    *(f"{package}.*" for package in NETWORKS),
 )
+# What a file says of its data that is for the person at this machine to say.
+NOT_THE_FILES = ("url", "cache_dir", "num_workers", "decode_workers")
+DEEPEST = 30  # levels of lists and dicts; a run's config has six
 # What threads that start in the meantime reserve: each its stack and its part of malloc.
 _ROOM = 2**29 + 2**27 * (os.cpu_count() or 1)
 
 
-def refuse_untrusted(config: Any, trusted: Iterable[str], path: str | Path) -> None:
-    """Refuse a config that names a target that is not trusted, before anything is imported for it.
+# ------------------------------------------------------------------------------ what is named
+
+
+def trusted_model(model: Any, trust: Iterable[str], path: str | Path) -> dict[str, Any]:
+    """Return a file's config of its classifier, checked, and without what would be downloaded.
 
     Args:
-        config: plain lists and dicts.
-        trusted: patterns such as "torch.nn.*".
-        path: where the config came from, for messages.
+        model: plain lists and dicts.
+        trust: patterns of targets that the person allows beside networks, such as "timm.*".
+        path: where it came from, for messages.
+
+    Raises:
+        UserError: it names something that is no network, or not by a plain name.
     """
-    for text in _strings(config):
-        # A run writes its config resolved; anything else would be looked up on this machine.
-        if "${" in text:
-            raise UserError(f"{path} is not as a run saves it: its config holds {text!r}.")
-    for target in _targets(config):
-        # Each of torchvision's sets of weights can download itself, to any folder.
-        download = target.startswith("torchvision.") and "_Weights" in target
-        if download or not any(fnmatchcase(target, pattern) for pattern in trusted):
-            raise UserError(
-                f"{path} names {target!r}, which is not trusted. If it comes from a package that "
-                "you trust, add trust=[<package>.*]."
-            )
+    from litvision.classifier import ImageClassifier
+
+    _refuse_lookups(model, path)
+    for depth, node in _nodes(model):
+        target = str(node["_target_"])
+        if any(fnmatchcase(target, pattern) for pattern in trust):
+            continue
+        root = depth == 0 and _is_class(target, ImageClassifier, ("litvision.classifier",))
+        builder = target in _builders() and "_args_" not in node
+        if not (root or builder or _is_class(target, nn.Module, NETWORKS)):
+            raise _not_trusted(target, path)
+    checked: dict[str, Any] = _without_downloads(model)
+    return checked
 
 
-def without_downloads(config: Any) -> Any:
+def trusted_data(data: Any, trust: Iterable[str], path: str | Path) -> dict[str, Any]:
+    """Return a file's config of its data, checked, and without what is not for a file to say.
+
+    Args:
+        data: plain lists and dicts.
+        trust: patterns of targets that the person allows beside the project's own sources.
+        path: where it came from, for messages.
+
+    Raises:
+        UserError: it names something that is no data set, or not by a plain name.
+    """
+    from litvision.datamodule import ImageDataModule
+
+    _refuse_lookups(data, path)
+    for depth, node in _nodes(data):
+        target = str(node["_target_"])
+        if any(fnmatchcase(target, pattern) for pattern in trust):
+            continue
+        root = depth == 0 and _is_class(target, ImageDataModule, ("litvision.datamodule",))
+        source = node is data.get("source") and node.get("_partial_") is True
+        if not (root or (source and _is_class(target, object, ("litvision.sources",)))):
+            raise _not_trusted(target, path)
+    return {key: value for key, value in data.items() if key not in NOT_THE_FILES}
+
+
+def plain(value: Any, depth: int = 0) -> bool:
+    """Say whether a value is made of dicts with text as keys, lists, text, numbers, truths, null.
+
+    A tuple, say, would be taken for a list by Hydra, but not by what checks it.
+    """
+    if depth > DEEPEST:
+        return False
+    if type(value) is dict:
+        return all(type(key) is str and plain(v, depth + 1) for key, v in value.items())
+    if type(value) is list:
+        return all(plain(item, depth + 1) for item in value)
+    return value is None or type(value) in (str, int, float, bool)
+
+
+def _nodes(config: Any, depth: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield every dict with a `_target_`, and how deep it lies."""
+    if isinstance(config, dict) and "_target_" in config:
+        yield depth, config
+    if isinstance(config, dict | list):
+        for value in config.values() if isinstance(config, dict) else config:
+            yield from _nodes(value, depth + 1)
+
+
+def _refuse_lookups(config: Any, path: str | Path) -> None:
+    """Refuse an interpolation: a run writes its config resolved, so it is no run's."""
+    if isinstance(config, str) and "${" in config:
+        raise UserError(f"{path} is not as a run saves it: its config holds {config!r}.")
+    if isinstance(config, dict | list):
+        for value in config.values() if isinstance(config, dict) else config:
+            _refuse_lookups(value, path)
+
+
+def _is_class(target: str, base: type, packages: Iterable[str]) -> bool:
+    """Say whether a target is a class of one of the packages, by its name and by its own account.
+
+    Only a name within the packages is looked up, which imports no more than these.
+    """
+
+    def within(name: str) -> bool:
+        return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+    if not within(target):
+        return False
+    try:
+        found = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return isinstance(found, type) and issubclass(found, base) and within(found.__module__)
+
+
+def _builders() -> set[str]:
+    """Return torchvision's own list of functions that build a network that classifies."""
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    return {f"torchvision.models.{name}" for name in names}
+
+
+def _not_trusted(target: str, path: str | Path) -> UserError:
+    return UserError(
+        f"{path} names {target!r}, which is not trusted. If it comes from a package that "
+        "you trust, add trust=[<package>.*]."
+    )
+
+
+def _without_downloads(config: Any) -> Any:
     """Return a config whose networks do not fetch trained weights: the file brings its own."""
     if isinstance(config, list):
-        return [without_downloads(value) for value in config]
+        return [_without_downloads(value) for value in config]
     if not isinstance(config, dict):
         return config
-    package = str(config.get("_target_", "")).partition(".")[0]
-    options: dict[str, dict[str, Any]] = {
-        "torchvision": {"weights": None, "weights_backbone": None},
-        "timm": {"pretrained": False},
-    }
-    fetching = options.get(package, {})
-    kept = {key: without_downloads(value) for key, value in config.items()}
-    return kept | {key: value for key, value in fetching.items() if key in config}
+    kept = {key: _without_downloads(value) for key, value in config.items()}
+    target = kept.get("_target_")
+    if target in _builders():
+        kept.pop("pretrained", None)  # what torchvision's `weights` was called
+        kept["weights"] = None
+    if target == "timm.create_model":
+        kept["pretrained"] = False
+    return kept
 
 
-def refuse_other_shapes(model: Any, trusted: Iterable[str], weights: dict[str, Any]) -> None:
+# ---------------------------------------------------------------------------- what it takes
+
+
+def memory_of(weights: dict[str, Tensor]) -> int:
+    """Return the bytes that tensors take, those that share memory counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in weights.values()}
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+
+def refuse_other_shapes(
+    model: Any, trusted: Iterable[str], weights: dict[str, Tensor], classes: int, shape: list[int]
+) -> None:
     """Refuse a network whose tensors are not those of the file, before memory is taken for it.
 
     A few words of a config can ask for more memory than there is.
 
+    Args:
+        model: the config of the classifier.
+        trusted: patterns of targets, for Hydra.
+        weights: of the file.
+        classes: how many the network has to tell apart.
+        shape: `[1, C, H, W]` of a picture.
+
     Raises:
-        ValueError: a tensor has another shape, or the file does not have it.
+        ValueError: a tensor has another shape, the file does not have it, they take more memory
+            than the file's, or the logits are not as many as the classes.
     """
     try:
         with torch.device("meta"):  # shapes without memory
             classifier = instantiate(model, _convert_="all", _execution_whitelist_=tuple(trusted))
-            shapes = {name: tensor.shape for name, tensor in classifier.state_dict().items()}
+            state = classifier.state_dict()
     except (RuntimeError, AttributeError):
-        return  # a network of the user's own that looks at values while it is built
-    for name, shape in shapes.items():
+        return  # a network that looks at values while it is built
+    for name, tensor in state.items():
         there = getattr(weights.get(name), "shape", None)
-        if there == shape and not _holds_its_values(weights[name]):
-            raise ValueError(f"its {name} has shape {list(shape)} but not as many values")
-        if there != shape:
+        if there != tensor.shape:
             raise ValueError(
-                f"its config has {name} with shape {list(shape)}, its weights have "
+                f"its config has {name} with shape {list(tensor.shape)}, its weights have "
                 f"{'none' if there is None else list(there)}"
             )
-
-
-def _holds_its_values(tensor: torch.Tensor) -> bool:
-    """Say whether a tensor takes the memory that its shape says; one number can stand for many."""
-    if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        return False
-    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-
-
-def _strings(config: Any) -> Iterator[str]:
-    if isinstance(config, str):
-        yield config
-    elif isinstance(config, dict | list):
-        for value in config.values() if isinstance(config, dict) else config:
-            yield from _strings(value)
-
-
-def _targets(config: Any) -> Iterator[str]:
-    if isinstance(config, dict):
-        if "_target_" in config:
-            yield str(config["_target_"])
-        for value in config.values():
-            yield from _targets(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _targets(value)
+    own = {id(tensor): tensor for tensor in classifier.parameters()}
+    if sum(tensor.nbytes for tensor in own.values()) > memory_of(weights):
+        raise ValueError("its weights have the shapes of its config, but not as many values")
+    try:
+        logits = classifier.network.eval()(torch.empty(shape, device="meta")).shape
+    except Exception:  # a network that looks at values while it computes
+        return
+    if logits != (1, classes):
+        raise ValueError(f"its network gives {list(logits)} for a picture and {classes} classes")
 
 
 def memory_limit(size: int) -> AbstractContextManager[None]:

@@ -22,6 +22,8 @@ from pydantic.fields import FieldInfo
 from litvision.commandline import nearest
 from litvision.errors import UserError
 
+# What these are given as objects when they are built.
+BUILT = {"model": ("optimizer", "scheduler"), "trainer": ("callbacks", "logger")}
 # Keys that Hydra itself reads.
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 
@@ -55,7 +57,8 @@ def check_node(path: str, node: DictConfig) -> None:
     if not isinstance(partial, bool):
         raise UserError(f"{path}._partial_={partial} does not fit: it takes true or false.")
     options, any_other = options_of(target)
-    missing = [] if partial or "_args_" in node else required(target, node)
+    given = {*map(str, node), *BUILT.get(path, ())}
+    missing = [] if partial or "_args_" in node else required(target, given)
     if missing:
         raise UserError(
             f"{path}: {node._target_} needs {', '.join(missing)}: give {path}.{missing[0]}, or "

@@ -26,7 +26,8 @@ FEW_BYTES = 16 * 2**20  # of picture files: below this, starting workers costs m
 Decoded = tuple[np.ndarray, dict[str, str]]
 
 # Pillow warns from 89 million pixels, which cameras reach, and refuses from 179 million.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Behind whatever a program asks for itself.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 
 
 def decode(path: str | Path, image_size: int | tuple[int, int]) -> np.ndarray:

@@ -45,7 +45,7 @@ class ImageFolder:
     def __init__(
         self,
         root: str | Path,
-        image_size: Annotated[int, Field(ge=1)] = 32,
+        image_size: Annotated[int, Field(ge=1, le=4096)] = 32,
         on_error: Literal["raise", "skip"] = "raise",
         decode_workers: Annotated[int, Field(ge=0)] | None = None,
         cache_dir: str | Path | None = None,

@@ -37,9 +37,9 @@ class Shapes:
 
     def __init__(
         self,
-        train_size: Annotated[int, Field(ge=10)] = 6000,
-        test_size: Annotated[int, Field(ge=10)] = 1000,
-        image_size: Annotated[int, Field(ge=8)] = 32,
+        train_size: Annotated[int, Field(ge=10, le=1_000_000)] = 6000,
+        test_size: Annotated[int, Field(ge=10, le=1_000_000)] = 1000,
+        image_size: Annotated[int, Field(ge=8, le=4096)] = 32,
         seed: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
         self.train_size = train_size

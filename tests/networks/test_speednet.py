@@ -1,0 +1,71 @@
+"""SpeedNet: whitening, identities, small first answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from litvision.networks.speednet import EPSILON, SpeedNet
+
+
+@pytest.fixture
+def network() -> SpeedNet:
+    torch.manual_seed(0)
+    return SpeedNet()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Pictures whose neighbouring pixels and colours go together, as in real ones."""
+    torch.manual_seed(1)
+    rough = F.interpolate(torch.randn(64, 3, 9, 9), size=32, mode="bilinear")
+    return rough + rough.mean(1, keepdim=True) + 0.1 * torch.randn(64, 3, 32, 32)
+
+
+def test_parameters(network: SpeedNet) -> None:
+    filters = 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
+    biases = 24 + 2 * (64 + 256 + 256)
+    trained = {n: p.numel() for n, p in network.named_parameters() if p.requires_grad}
+    assert sum(trained.values()) == filters + biases + 2560
+    assert "whitening.weight" not in trained
+    assert not [name for name in trained if "norm" in name and name.endswith("weight")]
+
+
+def test_whitened_patches_are_uncorrelated_and_of_one_variance(
+    network: SpeedNet, images: torch.Tensor
+) -> None:
+    network.whiten(images)
+    filters = network.whitening.weight
+    answers = F.conv2d(images, filters).transpose(0, 1).flatten(1)
+    assert torch.equal(filters[12:], -filters[:12])
+    moments = answers[:12] @ answers[:12].T / answers.shape[1]
+    # s / (s + EPSILON) on the diagonal for a direction of variance s.
+    patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1)
+    values = torch.linalg.eigvalsh(patches.T @ patches / len(patches))
+    torch.testing.assert_close(moments, torch.diag(values / (values + EPSILON)), atol=1e-3, rtol=0)
+
+
+def test_a_convolution_begins_as_the_identity_on_what_it_takes(network: SpeedNet) -> None:
+    x = torch.randn(2, 64, 8, 8)
+    y = network.groups[1].conv1(x)
+    torch.testing.assert_close(y[:, :64], x)
+    assert y.shape == (2, 256, 8, 8)
+    assert not torch.allclose(y[:, 64:128], x)
+
+
+def test_first_answers_are_unsure(network: SpeedNet, images: torch.Tensor) -> None:
+    network.whiten(images)
+    assert network.fc.weight.std().item() == pytest.approx(1.0)
+    logits = network(images)
+    assert logits.shape == (64, 10)
+    assert logits.softmax(1).max() < 0.2
+    logits.sum().backward()
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
+def test_it_takes_other_sizes_channels_and_classes() -> None:
+    network = SpeedNet(num_classes=4, in_channels=1, widths=[8, 16, 24])
+    assert network(torch.randn(2, 1, 25, 40)).shape == (2, 4)
+    with pytest.raises(ValueError, match=r"at least 25x25 pixels, not 24x40"):
+        network(torch.randn(2, 1, 24, 40))

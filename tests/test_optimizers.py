@@ -1,0 +1,121 @@
+"""Muon: orthogonal updates for filters, torch's Nesterov SGD for the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from litvision.optimizers import Muon, orthogonalize
+
+
+@pytest.mark.parametrize("shape", [(16, 100), (100, 16), (32, 32), (1, 9)])
+def test_singular_values_come_near_one_and_vectors_stay(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = s / matrix.norm()
+    for _ in range(3):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    found = orthogonalize(matrix, steps=3)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), u @ torch.diag(values) @ v, atol=0.03, rtol=0)
+    assert values.max() < 1.25
+    assert torch.linalg.svdvals(orthogonalize(matrix, steps=6).float()).median() > 0.65
+
+
+def test_it_is_torchs_iteration() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.randn(16, 3, 3, 3)) for _ in range(2))
+    theirs = nn.Parameter(ours.detach().flatten(1).clone())
+    gradient = torch.randn(16, 27)
+    ours.grad, theirs.grad = gradient.view_as(ours), gradient.clone()
+    Muon([ours], lr=0.1, momentum=0.6, keep_norm=False, steps=5).step()
+    torch.optim.Muon([theirs], lr=0.1, weight_decay=0.0, momentum=0.6, ns_steps=5).step()
+    torch.testing.assert_close(ours.flatten(1), theirs, atol=6e-3, rtol=0)
+
+
+def parameters() -> dict[str, nn.Parameter]:
+    torch.manual_seed(0)
+    shapes = {"filter": (4, 2, 3, 3), "linear": (3, 8), "vector": (8,), "scalar": ()}
+    return {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
+
+
+def test_other_weights_are_updated_as_by_torchs_nesterov_sgd() -> None:
+    ours, theirs = parameters(), parameters()
+    muon = Muon(ours.values(), lr_linear=0.2, lr_vector=0.3, momentum_sgd=0.8, weight_decay=0.01)
+    sgd = torch.optim.SGD(
+        [
+            {"params": [theirs["linear"]], "lr": 0.2, "weight_decay": 0.01 / 0.2},
+            {"params": [theirs["vector"], theirs["scalar"]], "lr": 0.3, "weight_decay": 0.01 / 0.3},
+        ],
+        momentum=0.8,
+        nesterov=True,
+    )
+    for _ in range(4):
+        for name in ours:
+            ours[name].grad = torch.randn_like(ours[name])
+            theirs[name].grad = ours[name].grad.clone()
+        muon.step()
+        sgd.step()
+    for name in ("linear", "vector", "scalar"):
+        torch.testing.assert_close(ours[name], theirs[name])
+
+
+def test_filters_keep_their_norm_and_step_by_the_learning_rate() -> None:
+    p = parameters()["filter"]
+    p.data *= 7
+    p.grad = torch.randn_like(p)
+    optimizer = Muon([p], lr=0.01)
+    optimizer.step()
+    assert p.norm().item() == pytest.approx(2.0, abs=0.05)  # the root of four filters
+    before = p.detach().clone()
+    optimizer.step()
+    assert (p - before).norm() < 0.01 * 2 * 1.5 + 0.05
+
+
+def test_each_kind_is_a_group_that_a_schedule_scales() -> None:
+    optimizer = Muon(parameters().values(), lr=0.1, lr_linear=2.0, lr_vector=3.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=4)
+    rates = []
+    for _ in range(5):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    expected = [[0.1 * s, 2 * s, 3 * s] for s in (1, 0.75, 0.5, 0.25, 0)]
+    assert [pytest.approx(row) for row in expected] == rates
+
+
+def test_a_group_without_decay_keeps_its_own() -> None:
+    tensors = parameters()
+    groups: list[Any] = [
+        {"params": [tensors["filter"], tensors["linear"]]},
+        {"params": [tensors["vector"]], "weight_decay": 0.0},
+    ]
+    found = Muon(groups, weight_decay=0.01, lr_linear=0.5).param_groups
+    assert [(g["kind"], g["weight_decay"]) for g in found] == [
+        ("filter", 0.0),
+        ("linear", 0.02),
+        ("vector", 0.0),
+    ]
+
+
+def test_what_has_no_gradient_stays_and_a_state_is_gone_on_with() -> None:
+    first, second = parameters(), parameters()
+    idle = first["vector"].detach().clone()
+    optimizers = [Muon(tensors.values()) for tensors in (first, second)]
+    gradient = torch.randn_like(first["filter"])
+    for _ in range(2):
+        first["filter"].grad = gradient.clone()
+        optimizers[0].step()
+    second["filter"].grad = gradient.clone()
+    optimizers[1].step()
+    third = {name: nn.Parameter(tensor.detach().clone()) for name, tensor in second.items()}
+    resumed = Muon(third.values())
+    resumed.load_state_dict(optimizers[1].state_dict())
+    third["filter"].grad = gradient.clone()
+    resumed.step()
+    assert torch.equal(third["filter"], first["filter"])
+    assert torch.equal(first["vector"], idle)

@@ -1,0 +1,154 @@
+"""The parts of `experiment=speedrun`, each by itself and with other networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from conftest import Compose, Run
+from litvision.assemble import Run as Assembled
+from litvision.assemble import assemble
+from litvision.batches import normalize
+from litvision.commandline import CONF
+from litvision.errors import UserError
+from test_datamodule import datamodule, epoch
+
+QUIET = ["logger=none", "callbacks.progress_bar=null", "callbacks.model_summary=null"]
+SMALL = ["data=shapes", "data.train_size=120", "data.test_size=40", "data.batch_size=32"]
+
+
+def speedrun(folder: Path, *overrides: str) -> Assembled:
+    fixed = [*SMALL, *QUIET, "experiment=speedrun", "trainer.accelerator=cpu", "overrides=[]"]
+    fixed += ["callbacks.figures=null", f"run_dir={folder}", "model.network.widths=[8,16,16]"]
+    with initialize_config_dir(str(CONF)):
+        return assemble(compose("train", [*fixed, *overrides]))
+
+
+# ------------------------------------------------------------------------------ alternating flip
+
+
+def test_a_picture_is_mirrored_in_every_other_epoch() -> None:
+    made = datamodule(flip="alternating", padding=0, mean=[0.0] * 3, std=[1.0] * 3)
+    images = made.subsets["train"].images.pixels
+    images += (torch.arange(8) * 8)[:, None].to(torch.uint8)  # darker on the left
+
+    def mirrored(number: int) -> dict[tuple[float, ...], bool]:
+        found = {}
+        for batch in epoch(made, number):
+            for picture in batch.images:
+                row = picture[0, 0].tolist()
+                found[tuple(sorted(row))] = row[0] > row[-1]
+        return found
+
+    first, second, third = (mirrored(number) for number in range(3))
+    assert first.keys() == second.keys() == third.keys()
+    assert all(first[key] != second[key] for key in first)
+    assert first == third
+    assert 0.25 < sum(first.values()) / len(first) < 0.75
+
+
+def test_devices_mirror_the_same_pictures_as_one(tmp_path: Path) -> None:
+    made = datamodule(flip="alternating")
+    whole = list(made._plans("train", training=True))
+    shared = []
+    for rank in range(2):
+        plans = made._plans("train", training=True)
+        plans.rank, plans.world_size = rank, 2
+        shared.append(list(plans))
+    for step, plan in enumerate(whole):
+        for rank in range(2):
+            assert (shared[rank][step].draws == plan.draws[rank::2]).all()
+
+
+# ------------------------------------------------------------------------------------- whitening
+
+
+def test_the_first_layer_is_whitened_with_the_training_pictures_once(tmp_path: Path) -> None:
+    run = speedrun(tmp_path, "callbacks.whitening.pictures=50", "trainer.max_epochs=4")
+    run.trainer.fit(run.classifier, run.datamodule)
+    network, data = run.classifier.network, run.datamodule
+    twin = type(network)(widths=[8, 16, 16])
+    subset = data.subsets["train"]
+    pixels = subset.images.pixels[subset.indices[:50]]
+    twin.whiten(normalize(pixels, torch.tensor(data.mean), torch.tensor(data.std)))
+    torch.testing.assert_close(network.whitening.weight, twin.whitening.weight)
+    assert not network.whitening.bias.requires_grad  # after three epochs
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    saved = last["state_dict"]["network.whitening.bias"]
+    assert torch.equal(saved, network.whitening.bias)
+
+
+def test_a_resumed_run_ends_where_a_whole_one_does(tmp_path: Path) -> None:
+    whole, half, rest = (tmp_path / name for name in ("whole", "half", "rest"))
+    options = ["trainer.max_epochs=4", "trainer.precision=32-true"]
+    run = speedrun(whole, *options)
+    run.trainer.fit(run.classifier, run.datamodule)
+    stop = "+callbacks.signal={_target_: tiny.Signal, step: 9}"
+    first = speedrun(half, *options, stop)
+    with pytest.raises(SystemExit):
+        first.trainer.fit(first.classifier, first.datamodule)
+    again = speedrun(rest, *options, f"resume={half}")
+    again.trainer.fit(
+        again.classifier, again.datamodule, ckpt_path=again.resume_from, weights_only=True
+    )
+    for name, value in run.classifier.state_dict().items():
+        assert torch.equal(again.classifier.state_dict()[name], value), name
+
+
+def test_another_network_has_nothing_to_whiten(compose_train: Compose) -> None:
+    run = assemble(compose_train(*QUIET, "callbacks=whitening"))
+    with pytest.raises(UserError, match=r"TinyNet has no layer to whiten: choose model=speednet"):
+        run.trainer.fit(run.classifier, run.datamodule)
+
+
+# ----------------------------------------------------------------------------- all training data
+
+
+def test_without_validation_every_training_picture_is_trained_on(tmp_path: Path) -> None:
+    run = speedrun(tmp_path, "data.val_fraction=0", "monitor=train/loss", "trainer.max_epochs=2")
+    assert len(run.datamodule.subsets["train"]) == 120
+    run.trainer.fit(run.classifier, run.datamodule)
+    assert run.checkpoint is None  # none is the best, where nothing is validated
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+    assert "val/loss" not in run.trainer.callback_metrics
+    run.trainer.test(run.classifier, run.datamodule, ckpt_path=run.checkpoint, verbose=False)
+    assert 0 <= run.trainer.callback_metrics["test/acc"] <= 1
+
+
+# ------------------------------------------------------------------------------- all of it at once
+
+
+def test_the_recipe_learns(tmp_path: Path, run: Run) -> None:
+    options = ["data=shapes", "data.train_size=1000", "data.test_size=200", "data.batch_size=50"]
+    done = run(
+        "train", "experiment=speedrun", *options, "model.network.widths=[16,32,32]",
+        "optimizer.lr_linear=20", "optimizer.lr_vector=5", "trainer.max_epochs=4",
+        "trainer.accelerator=cpu", "hydra.run.dir=run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plain = json.loads((tmp_path / "run" / "result.json").read_text())["test/acc"]
+    assert plain > 0.6  # one in ten by chance
+    done = run("evaluate", "checkpoint=run", "tta=flip_shift", "hydra.run.dir=tta")
+    assert done.returncode == 0, done.stderr
+    averaged = json.loads((tmp_path / "tta" / "evaluation.json").read_text())
+    assert averaged["tta"] == "flip_shift"
+    assert averaged["test/acc"] > plain - 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["resnet18", "vgg16"])
+def test_its_parts_work_with_other_networks(tmp_path: Path, run: Run, model: str) -> None:
+    done = run(
+        "train", *SMALL, f"model={model}", "optimizer=muon", "scheduler=linear",
+        "data.flip=alternating", "data.padding_mode=reflect", "model.label_smoothing=0.2",
+        "trainer.max_epochs=2", "trainer.accelerator=cpu", "hydra.run.dir=run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["train/loss"] < 2.5
+    done = run("evaluate", "checkpoint=run", "tta=flip_shift", "hydra.run.dir=tta")
+    assert done.returncode == 0, done.stderr
