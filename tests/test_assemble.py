@@ -68,7 +68,7 @@ def test_initial_weights_depend_on_the_seed_alone(compose_train: Compose) -> Non
         ("mode=lowest", "mode='lowest' does not fit: it takes one of min, max."),
         ("~callbacks.result._target_", "callbacks.result has options but no _target_"),
         ("trainer.accelerator=abacus", "trainer: .*abacus"),
-        ("data.val_fraction=1", "data.val_fraction=1 does not fit: it takes a number above 0 bel"),
+        ("data.val_fraction=1", "data.val_fraction=1 does not fit: it takes a number from 0 below"),
         ("data.train_size=few", "data.train_size='few' does not fit: it takes an integer"),
         ("callbacks.early_stopping.patience=x", "callbacks.early_stopping.patience='x' does not"),
         ("+model.network.depth=3", "model.network.depth: tiny.TinyNet has no option 'depth'."),

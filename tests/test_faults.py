@@ -13,9 +13,13 @@ import pytest
 from filelock import FileLock
 
 from conftest import CifarArchive, FileServer, Run
-from litvision.errors import UserError
+from litvision import export
+from litvision.classifier import ImageClassifier
+from litvision.errors import UserError, os_error
 from litvision.sources.cifar import CIFAR10
 from litvision.sources.image_folder import ImageFolder
+from test_checkpoints import content
+from tiny import TinyNet
 
 OPTIONS = [
     *("data=shapes", "data.train_size=40", "data.test_size=20", "data.batch_size=8"),
@@ -53,6 +57,29 @@ class TestFullDisk:
         )
         assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 2
         assert list((tmp_path / "run").glob("*.part")) == []
+
+    @pytest.mark.slow
+    def test_in_a_sweep(self, run: Run, tmp_path: Path) -> None:
+        disk = "+callbacks.disk={_target_: tiny.FillsDisk, epoch: 1, size: 0}"
+        options = [*OPTIONS, *NO_CHECKPOINTS, "logger=csv", disk, "hydra.sweep.dir=sweep"]
+        done = run("train", "--multirun", *options, "seed=0,1", fresh=True)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert "run 0 failed: nothing more can be written" in done.stderr
+
+    @pytest.mark.parametrize("form", ["onnx", "torch_export"])
+    def test_while_exporting(
+        self, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("onnxscript")
+        classifier = ImageClassifier(TinyNet(3, width=64))
+        card = content()["litvision"]
+        classifier.card = card
+        write, _ = export.FORMATS[form]
+        path = tmp_path / f"a{export.SUFFIX[form]}"
+        with full_disk(2000), pytest.raises((OSError, RuntimeError)) as caught:
+            write(export.deployable(classifier), card, path)
+        assert os_error(caught.value) is not None
 
     def test_a_row_of_metrics_that_was_cut_short_goes_when_the_run_goes_on(
         self, run: Run, tmp_path: Path

@@ -27,6 +27,7 @@ def test_a_run_is_repeated_to_the_bit(run: Run, tmp_path: Path, precision: str) 
     provenance = tmp_path / "sweep" / "0" / "provenance.json"
     record = json.loads(provenance.read_text())
     record["versions"]["torch"] = "1.0"
+    record["hardware"]["threads"] = 3  # too few pictures for any to be split among them
     provenance.write_text(json.dumps(record))
     done = run("rerun", "sweep/0")
     assert done.returncode == 0, done.stderr
@@ -36,6 +37,7 @@ def test_a_run_is_repeated_to_the_bit(run: Run, tmp_path: Path, precision: str) 
     files = [folder / "checkpoints" / "last.ckpt" for folder in (tmp_path / "sweep" / "0", again)]
     before, now = (torch.load(file, weights_only=True)["state_dict"] for file in files)
     assert all(torch.equal(before[name], now[name]) for name in before)
+    assert json.loads((again / "provenance.json").read_text())["hardware"]["threads"] == 3
     config = OmegaConf.load(again / "config.yaml")
     assert str(tmp_path / "sweep") not in OmegaConf.to_yaml(config)
     assert config.callbacks.best_checkpoint.dirpath == f"{again}/checkpoints"

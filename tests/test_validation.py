@@ -155,3 +155,16 @@ def test_a_target_that_is_no_name(target: str) -> None:
         UserError, match=r"^a\._target_=.* it takes the name of a class or function"
     ):
         check(OmegaConf.create(f"a: {{_target_: {target}}}"))
+
+
+class Mine:
+    def __init__(self, network: Any, optimizer: Any, scheduler: Any) -> None:
+        pass
+
+
+def test_what_a_model_is_given_when_it_is_built_need_not_be_in_its_config() -> None:
+    cfg = OmegaConf.create({"model": {"_target_": f"{__name__}.Mine"}})
+    with pytest.raises(UserError, match=r"^model: .*Mine needs network: give model\.network"):
+        check(cfg)
+    cfg.model.network = None
+    check(cfg)

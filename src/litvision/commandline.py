@@ -9,6 +9,7 @@ import difflib
 import errno
 import functools
 import itertools
+import logging
 import os
 import re
 import sys
@@ -114,6 +115,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         def main() -> None:
             os.environ.setdefault(_ASKED, "1" if WANTS_TRACEBACKS else "0")
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every exception on to us
+            logging.raiseExceptions = WANTS_TRACEBACKS  # a log that cannot be written is no bug
             sys.argv += _implied(sys.argv[1:])
             if _sweeps(sys.argv[1:]):
                 from litvision.study import StudySweeper

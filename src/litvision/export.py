@@ -228,9 +228,10 @@ def write_torch_export(module: nn.Module, card: dict[str, Any], path: Path) -> N
     import torch
 
     extra = {METADATA: json.dumps(metadata(card), indent=2)}
-    # To an open file: torch's own writer ends the process where the disk is full.
-    with _quiet(), path.open("wb") as file:
-        torch.export.save(_exported(module, card), file, extra_files=extra)
+    content = io.BytesIO()  # torch's own writer ends the process where a disk is full
+    with _quiet():
+        torch.export.save(_exported(module, card), content, extra_files=extra)
+    path.write_bytes(content.getbuffer())
 
 
 def run_torch_export(path: Path) -> Callable[[Tensor], Tensor]:
