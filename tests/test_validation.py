@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -155,6 +156,39 @@ def test_a_target_that_is_no_name(target: str) -> None:
         UserError, match=r"^a\._target_=.* it takes the name of a class or function"
     ):
         check(OmegaConf.create(f"a: {{_target_: {target}}}"))
+
+
+class Takes:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        pass
+
+
+class Gives:
+    def __call__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("function", "fits"),
+    [
+        ({"_target_": "fractions.Fraction"}, False),
+        ({"_target_": "fractions.Fraction", "_partial_": True}, True),
+        ({"_target_": f"{__name__}.Gives"}, True),
+        ({"_target_": "torch.nn.ReLU"}, True),
+        ({"_target_": "operator.itemgetter", "_args_": [1]}, True),
+        ({"_target_": "functools.partial", "_args_": [1]}, True),
+    ],
+)
+def test_what_is_called_has_to_be_a_function_by_then(function: dict[str, Any], fits: bool) -> None:
+    cfg = OmegaConf.create({"a": {"_target_": f"{__name__}.Takes", "function": function}})
+    if fits:
+        check(cfg)
+        return
+    with pytest.raises(UserError) as error:
+        check(cfg)
+    assert str(error.value) == (
+        "a.function._partial_=false does not fit: it takes true, to be built later."
+    )
 
 
 class Mine:

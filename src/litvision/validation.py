@@ -81,6 +81,20 @@ def check_node(path: str, node: DictConfig) -> None:
             hint = f"Nearest: {', '.join(near)}" if near else f"It takes {', '.join(options)}"
             raise UserError(f"{full}: {node._target_} has no option {key!r}. {hint}.")
         check_value(full, node[key], options[key])
+        check_function(full, node[key], options[key])
+
+
+def check_function(path: str, value: Any, annotation: Any) -> None:
+    """Refuse an object where a function is taken, such as a source that is built too early."""
+    wanted = any(
+        typing.get_origin(a) is Callable for a in (annotation, *typing.get_args(annotation))
+    )
+    if not wanted or not isinstance(value, DictConfig) or value.get("_partial_", False):
+        return
+    target = locate(path, value.get("_target_")) if "_target_" in value else None
+    calls = inspect.isclass(target) and any("__call__" in vars(c) for c in target.__mro__[:-1])
+    if inspect.isclass(target) and not calls:
+        raise UserError(f"{path}._partial_=false does not fit: it takes true, to be built later.")
 
 
 def locate(path: str, target: Any) -> Callable[..., Any]:
