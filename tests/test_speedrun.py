@@ -143,12 +143,14 @@ def test_the_recipe_learns(tmp_path: Path, run: Run) -> None:
 @pytest.mark.parametrize("model", ["resnet18", "vgg16"])
 def test_its_parts_work_with_other_networks(tmp_path: Path, run: Run, model: str) -> None:
     done = run(
-        "train", *SMALL, f"model={model}", "optimizer=muon", "scheduler=linear",
-        "data.flip=alternating", "data.padding_mode=reflect", "model.label_smoothing=0.2",
-        "trainer.max_epochs=2", "trainer.accelerator=cpu", "hydra.run.dir=run",
+        "train", "data=shapes", "data.train_size=400", "data.test_size=100", "data.batch_size=40",
+        f"model={model}", "optimizer=muon", "scheduler=linear", "data.flip=alternating",
+        "data.padding_mode=reflect", "model.label_smoothing=0.2", "trainer.max_epochs=4",
+        "trainer.accelerator=cpu", "hydra.run.dir=run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["train/loss"] < 2.5
+    assert result["train/loss"] < 2.0  # 2.3 by chance
+    assert result["val/acc"] > 0.25
     done = run("evaluate", "checkpoint=run", "tta=flip_shift", "hydra.run.dir=tta")
     assert done.returncode == 0, done.stderr
