@@ -69,6 +69,10 @@ def test_initial_weights_depend_on_the_seed_alone(compose_train: Compose) -> Non
         ("~callbacks.result._target_", "callbacks.result has options but no _target_"),
         ("trainer.accelerator=abacus", "trainer: .*abacus"),
         ("data.val_fraction=1", "data.val_fraction=1 does not fit: it takes a number from 0 below"),
+        (
+            "trainer.accumulate_grad_batches=0",
+            "trainer.accumulate_grad_batches=0 does not fit: it ",
+        ),
         ("data.train_size=few", "data.train_size='few' does not fit: it takes an integer"),
         ("callbacks.early_stopping.patience=x", "callbacks.early_stopping.patience='x' does not"),
         ("+model.network.depth=3", "model.network.depth: tiny.TinyNet has no option 'depth'."),
