@@ -5,10 +5,8 @@ A set takes choices from the config groups and gives a few keys values that may 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
-import runpy
 import shutil
 import sys
 from collections import Counter
@@ -16,14 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.forked import start
 from benchmarks.measure import RESULTS, machine, scratch
 
 SETS = int(os.environ.get("SETS", "500"))
 SEED = int(os.environ.get("SEED", "0"))
 SECONDS = 120
-# Forked from a process that has imported what takes seconds.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["hydra.main", "lightning", "pydantic", "torchvision"])
 
 # Where a choice would download, need other hardware, or start other processes.
 LEFT_OUT = {
@@ -105,16 +101,6 @@ def free_keys() -> dict[str, Any]:
     }
 
 
-def train(arguments: list[str], log: str) -> None:
-    """Be `python -m litvision.train <arguments>`."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    sys.argv[1:] = arguments
-    runpy.run_module("litvision.train", run_name="__main__", alter_sys=True)
-
-
 def outcome(code: int | None, text: str) -> str:
     """Say in a few words how a command ended, from its exit status and what it printed."""
     if code is None:
@@ -142,10 +128,7 @@ def complete(overrides: list[str], pictures: Path) -> list[str]:
 def run(number: int, arguments: list[str], place: Path) -> tuple[str, list[str], str]:
     """Train, and return how it ended, with what, and what it said."""
     folder, log = place / str(number), place / f"{number}.log"
-    process: Any = PROCESSES.Process(
-        target=train, args=([*arguments, f"hydra.run.dir={folder}"], str(log))
-    )
-    process.start()
+    process = start([*arguments, f"hydra.run.dir={folder}"], log)
     process.join(SECONDS)
     code = process.exitcode
     if code is None:
@@ -191,7 +174,7 @@ def main() -> None:
     wrong = [(how, arguments, said) for how, arguments, said in ended
              if how not in ("trained", "one line")]  # fmt: skip
     for how, arguments, said in wrong:
-        print(f'\n{how}: make train ARGS="{" ".join(arguments[:-1])}"\n{said[-1500:]}')
+        print(f'\n{how}: make train ARGS="{" ".join(arguments)}"\n{said[-1500:]}')
     print(text)
     if wrong:
         sys.exit(f"error: {len(wrong)} of {SETS} ended neither in training nor in one line.")

@@ -5,15 +5,13 @@ Each time both checkpoints have to be whole, and the run has to come further tha
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
-import runpy
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
+from benchmarks.forked import start
 from benchmarks.measure import RESULTS, machine, scratch
 
 KILLS = int(os.environ.get("KILLS", "100"))
@@ -25,18 +23,6 @@ OPTIONS = [
     *("callbacks.figures=null", "callbacks.graph=null", "callbacks.model_summary=null"),
     *("callbacks.progress_bar.kind=plain", "logger=csv", "test=false"),
 ]
-# Forked from a process that has imported what takes seconds.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["hydra.main", "lightning", "pydantic", "torchvision"])
-
-
-def train(arguments: list[str], log: str) -> None:
-    """Be `python -m litvision.train <arguments>`."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.argv[1:] = arguments
-    runpy.run_module("litvision.train", run_name="__main__", alter_sys=True)
 
 
 def main() -> None:
@@ -44,7 +30,7 @@ def main() -> None:
 
     rng = random.Random(0)
     place = Path(scratch())
-    folder, log = place / "run" / "checkpoints", str(place / "log")
+    folder, log = place / "run" / "checkpoints", place / "log"
     run = folder.parent
     counts = {
         "kills": 0,
@@ -55,15 +41,12 @@ def main() -> None:
     step = 0
     for _ in range(KILLS + 1):
         resume = [f"resume={run}"] if step else []
-        process: Any = PROCESSES.Process(
-            target=train, args=([*OPTIONS, f"hydra.run.dir={run}", *resume], log)
-        )
-        process.start()
+        process = start([*OPTIONS, f"hydra.run.dir={run}", *resume], log)
         last = folder / "last.ckpt"
         before = last.stat().st_mtime_ns if last.exists() else 0
         while not last.exists() or last.stat().st_mtime_ns == before:  # until it has come further
             if not process.is_alive():
-                sys.exit(f"error: the run ended by itself:\n{Path(log).read_text()[-2000:]}")
+                sys.exit(f"error: the run ended by itself:\n{log.read_text()[-2000:]}")
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.5))
         process.kill()

@@ -19,6 +19,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "logs" / "benchmarks"
+_JPEG = ROOT / "data" / "cifar10-jpeg"
+# CIFAR-10: as JPEG where that is there, else the official archive.
+REAL = [f"data.root={_JPEG}", "data=image_folder"] if _JPEG.is_dir() else ["data=cifar10"]
 
 
 @dataclass

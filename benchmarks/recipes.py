@@ -11,13 +11,11 @@ import os
 import statistics
 from pathlib import Path
 
-from benchmarks.measure import RESULTS, ROOT, machine, run
+from benchmarks.measure import REAL, RESULTS, machine, run
 from litvision import records
 
 EPOCHS = int(os.environ.get("EPOCHS", "8"))
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1").split(",")]
-PICTURES = ROOT / "data" / "cifar10-jpeg"
-DATA = [f"data.root={PICTURES}", "data=image_folder"] if PICTURES.is_dir() else ["data=cifar10"]
 COMMON = [
     *("model=vgg16", "optimizer=sgd_nesterov", "optimizer.lr=0.05", "scheduler=one_cycle"),
     f"trainer.max_epochs={EPOCHS}",
@@ -55,7 +53,7 @@ def main() -> None:
 def train(folder: Path, options: list[str]) -> float:
     """Train once, unless it was done before; return the last epoch's validation accuracy."""
     if records.read_result(folder).get("state") != "done":
-        run("-m", "litvision.train", *COMMON, *DATA, *options, f"hydra.run.dir={folder}")
+        run("-m", "litvision.train", *COMMON, *REAL, *options, f"hydra.run.dir={folder}")
     return float(records.read_result(folder)["val/acc"])
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import ROOT, ProductPeak, Table
+from benchmarks.measure import REAL, ProductPeak, Table
 from benchmarks.ours import build
 from litvision import hardware
 from litvision.tta import average
@@ -26,9 +26,8 @@ from litvision.tta import average
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1,2").split(",")]
 VALIDATE = os.environ.get("VALIDATE") == "1"
 EXPERIMENT = os.environ.get("EXPERIMENT", "speedrun")
-PICTURES = ROOT / "data" / "cifar10-jpeg"
 OPTIONS = [
-    *([f"data.root={PICTURES}", "data=image_folder"] if PICTURES.is_dir() else ["data=cifar10"]),
+    *REAL,
     *("callbacks.figures=null", "callbacks.graph=null", "callbacks.early_stopping=null"),
     *([] if VALIDATE else ["data.val_fraction=0", "monitor=train/loss"]),
     *os.environ.get("OPTIONS", "").split(),

@@ -23,6 +23,7 @@ from PIL import Image
 
 from commands import run_command
 from litvision.commandline import CONF
+from litvision.sources.cifar import CIFAR10
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,20 @@ def file_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fil
         served.pause.set()
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def cifar10_source(
+    cifar10_archive: CifarArchive,
+    file_server: FileServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> CIFAR10:
+    """The source of the tiny archive, which lies on the server, not yet downloaded."""
+    monkeypatch.setattr(CIFAR10, "dataset", cifar10_archive.dataset)
+    name = cifar10_archive.path.name
+    (file_server.folder / name).write_bytes(cifar10_archive.path.read_bytes())
+    return CIFAR10(tmp_path / "data", url=f"{file_server.url}/{name}")
 
 
 def write_image_folder(root: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from conftest import CifarArchive, FileServer, Run
+from conftest import FileServer, Run
 from litvision import export
 from litvision.classifier import ImageClassifier
 from litvision.errors import UserError, os_error
@@ -105,18 +105,8 @@ class TestFullDisk:
         assert len(source.read()["train"]) == 24
 
     @pytest.mark.parametrize("size", [1000, 9000])  # in the download; in what is unpacked
-    def test_while_downloading(
-        self,
-        cifar10_archive: CifarArchive,
-        file_server: FileServer,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        size: int,
-    ) -> None:
-        monkeypatch.setattr(CIFAR10, "dataset", cifar10_archive.dataset)
-        archive = cifar10_archive.path
-        (file_server.folder / archive.name).write_bytes(archive.read_bytes())
-        source = CIFAR10(tmp_path / "data", f"{file_server.url}/{archive.name}")
+    def test_while_downloading(self, cifar10_source: CIFAR10, size: int) -> None:
+        source = cifar10_source
         with full_disk(size), pytest.raises(UserError, match="File too large") as caught:
             source.prepare()
         assert "\n" not in str(caught.value)
@@ -160,17 +150,8 @@ def test_pictures_that_vanished_before_a_run_is_gone_on_with_are_one_line(
 
 class TestServer:
     @pytest.fixture
-    def source(
-        self,
-        cifar10_archive: CifarArchive,
-        file_server: FileServer,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> CIFAR10:
-        monkeypatch.setattr(CIFAR10, "dataset", cifar10_archive.dataset)
-        archive = cifar10_archive.path
-        (file_server.folder / archive.name).write_bytes(archive.read_bytes())
-        return CIFAR10(tmp_path / "data", f"{file_server.url}/{archive.name}")
+    def source(self, cifar10_source: CIFAR10) -> CIFAR10:
+        return cifar10_source
 
     @pytest.mark.parametrize("fault", ["slow", "redirect"])
     def test_what_arrives_late_or_from_elsewhere_is_taken(

@@ -190,8 +190,9 @@ class PlanSampler(Sampler[Plan]):
 
     def __iter__(self) -> Iterator[Plan]:
         order, steps = self.sampler.permutation(), len(self)
-        coins = random_stream(self.sampler.seed, "flip").integers(2, size=len(order))
         first, self.start = self.start, 0
+        if self.alternate:
+            coins = random_stream(self.sampler.seed, "flip").integers(2, size=len(order))
         for step in range(first, steps):
             start = step * self.batch_size
             stop = len(order) if step == steps - 1 else start + self.batch_size

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pkgutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -48,15 +49,13 @@ def trusted_model(model: Any, trust: Iterable[str], path: str | Path) -> dict[st
     """
     from litvision.classifier import ImageClassifier
 
-    _refuse_lookups(model, path)
-    for depth, node in _nodes(model):
-        target = str(node["_target_"])
-        if any(fnmatchcase(target, pattern) for pattern in trust):
-            continue
-        root = depth == 0 and _is_class(target, ImageClassifier, ("litvision.classifier",))
+    def allowed(target: str, node: dict[str, Any]) -> bool:
+        if node is model and _is_class(target, ImageClassifier, ("litvision.classifier",)):
+            return True
         builder = target in _builders() and "_args_" not in node
-        if not (root or builder or _is_class(target, nn.Module, NETWORKS)):
-            raise _not_trusted(target, path)
+        return builder or _is_class(target, nn.Module, NETWORKS)
+
+    _refuse_untrusted(model, allowed, trust, path)
     checked: dict[str, Any] = _without_downloads(model)
     return checked
 
@@ -74,15 +73,13 @@ def trusted_data(data: Any, trust: Iterable[str], path: str | Path) -> dict[str,
     """
     from litvision.datamodule import ImageDataModule
 
-    _refuse_lookups(data, path)
-    for depth, node in _nodes(data):
-        target = str(node["_target_"])
-        if any(fnmatchcase(target, pattern) for pattern in trust):
-            continue
-        root = depth == 0 and _is_class(target, ImageDataModule, ("litvision.datamodule",))
+    def allowed(target: str, node: dict[str, Any]) -> bool:
+        if node is data:
+            return _is_class(target, ImageDataModule, ("litvision.datamodule",))
         source = node is data.get("source") and node.get("_partial_") is True
-        if not (root or (source and _is_class(target, object, ("litvision.sources",)))):
-            raise _not_trusted(target, path)
+        return source and _is_class(target, object, ("litvision.sources",))
+
+    _refuse_untrusted(data, allowed, trust, path)
     return {key: value for key, value in data.items() if key not in NOT_THE_FILES}
 
 
@@ -100,22 +97,26 @@ def plain(value: Any, depth: int = 0) -> bool:
     return value is None or type(value) in (str, int, float, bool)
 
 
-def _nodes(config: Any, depth: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield every dict with a `_target_`, and how deep it lies."""
-    if isinstance(config, dict) and "_target_" in config:
-        yield depth, config
-    if isinstance(config, dict | list):
-        for value in config.values() if isinstance(config, dict) else config:
-            yield from _nodes(value, depth + 1)
-
-
-def _refuse_lookups(config: Any, path: str | Path) -> None:
-    """Refuse an interpolation: a run writes its config resolved, so it is no run's."""
-    if isinstance(config, str) and "${" in config:
+def _refuse_untrusted(
+    config: Any,
+    allowed: Callable[[str, dict[str, Any]], bool],
+    trust: Iterable[str],
+    path: str | Path,
+) -> None:
+    """Refuse a target that is neither allowed, given its node, nor trusted by the person."""
+    if isinstance(config, str) and "${" in config:  # a run writes its config resolved
         raise UserError(f"{path} is not as a run saves it: its config holds {config!r}.")
+    if isinstance(config, dict) and "_target_" in config:
+        target = str(config["_target_"])
+        trusted = any(fnmatchcase(target, pattern) for pattern in trust)
+        if not trusted and not allowed(target, config):
+            raise UserError(
+                f"{path} names {target!r}, which is not trusted. If it comes from a package that "
+                "you trust, add trust=[<package>.*]."
+            )
     if isinstance(config, dict | list):
         for value in config.values() if isinstance(config, dict) else config:
-            _refuse_lookups(value, path)
+            _refuse_untrusted(value, allowed, trust, path)
 
 
 def _is_class(target: str, base: type, packages: Iterable[str]) -> bool:
@@ -136,19 +137,13 @@ def _is_class(target: str, base: type, packages: Iterable[str]) -> bool:
     return isinstance(found, type) and issubclass(found, base) and within(found.__module__)
 
 
-def _builders() -> set[str]:
+@functools.cache
+def _builders() -> frozenset[str]:
     """Return torchvision's own list of functions that build a network that classifies."""
     import torchvision
 
     names = torchvision.models.list_models(module=torchvision.models)
-    return {f"torchvision.models.{name}" for name in names}
-
-
-def _not_trusted(target: str, path: str | Path) -> UserError:
-    return UserError(
-        f"{path} names {target!r}, which is not trusted. If it comes from a package that "
-        "you trust, add trust=[<package>.*]."
-    )
+    return frozenset(f"torchvision.models.{name}" for name in names)
 
 
 def _without_downloads(config: Any) -> Any:

@@ -17,17 +17,8 @@ from tiny import Evil
 
 
 @pytest.fixture
-def source(
-    cifar10_archive: CifarArchive,
-    file_server: FileServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> CIFAR10:
-    """The source of the tiny archive, which lies on the server, not yet downloaded."""
-    monkeypatch.setattr(CIFAR10, "dataset", cifar10_archive.dataset)
-    name = cifar10_archive.path.name
-    (file_server.folder / name).write_bytes(cifar10_archive.path.read_bytes())
-    return CIFAR10(tmp_path / "data", url=f"{file_server.url}/{name}")
+def source(cifar10_source: CIFAR10) -> CIFAR10:
+    return cifar10_source
 
 
 def error_of(source: CIFAR10) -> str:
