@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as everything
-from benchmarks import gpu, growth, measure, plain
+from benchmarks import convergence, gpu, growth, measure, plain, trained
 from benchmarks.measure import Row, Table, in_turn, ratios, run
 from benchmarks.ours import build
 from benchmarks.pictures import Pictures
@@ -104,6 +104,51 @@ def test_a_curve_becomes_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(growth, "RESULTS", tmp_path)
     growth.draw("batch", {"vgg16": ([32, 64], [10, 20])}, "batch size", "images/s", log=True)
     assert "<svg" in (tmp_path / "batch.svg").read_text()
+
+
+def test_ways_are_compared_seed_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trained, "RESULTS", tmp_path)
+    folders = []
+
+    def way(gain: float) -> trained.Way:
+        def train(seed: int, folder: Path) -> float:
+            folders.append(folder.relative_to(tmp_path).as_posix())
+            return 0.5 + 0.1 * seed + gain
+
+        return train
+
+    comparison = trained.Comparison("ideas", "TinyNet", [0, 1])
+    comparison.measure({"whole": way(0), "without it": way(-0.02)})
+    lines = (tmp_path / "ideas.md").read_text().splitlines()
+    assert lines[-2:] == ["| whole | 55.0% | +0.0, +0.0 |", "| without it | 53.0% | -2.0, -2.0 |"]
+    assert folders == [
+        "ideas/whole-0", "ideas/without-it-0", "ideas/whole-1", "ideas/without-it-1"
+    ]  # fmt: skip
+
+
+def test_a_run_that_is_done_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained, "REAL", ["data=shapes", "data.train_size=60", "data.test_size=20"])
+    options = [
+        "model.network._target_=tiny.TinyNet",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+    ]
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    first = trained.train(tmp_path / "run", options)
+    assert first["state"] == "done"
+    assert trained.train(tmp_path / "run", ["an option that would fail"]) == first
+
+
+def test_accuracy_by_epoch_and_second() -> None:
+    rates = [(1.0, 450.0), (2.0, 900.0)]  # 45,000 pictures
+    fast = convergence.points([(1.0, 0.5), (2.0, 0.75)], rates)
+    assert fast == [(100.0, 0.5), (150.0, 0.75)]
+    table = convergence.table({"fast": fast, "slow": fast[:1]}).splitlines()
+    assert table[2:] == ["| 1 | 50.0%, 100 s | 50.0%, 100 s |", "| 2 | 75.0%, 150 s |  |"]
+    axes = convergence.draw({"fast": fast}).axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[100.0, 0.5], [150.0, 0.75]]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ class Whitening(L.Callback):
     """Call the network's `whiten` with training pictures, once, before the first step.
 
     Args:
-        pictures: how many, the first of the training subset.
+        pictures: how many, spread evenly over the training subset, which may be sorted by class.
         bias_epochs: train the layer's bias for so many epochs; then it stays, and no gradient has
             to reach the first layer.
     """
@@ -24,7 +24,7 @@ class Whitening(L.Callback):
     def __init__(
         self,
         pictures: Annotated[int, Field(ge=1)] = 5000,
-        bias_epochs: Annotated[int, Field(ge=0)] = 3,
+        bias_epochs: Annotated[int, Field(ge=0)] = 2,
     ) -> None:
         self.pictures = pictures
         self.bias_epochs = bias_epochs
@@ -46,7 +46,9 @@ class Whitening(L.Callback):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         subset = datamodule.subsets["train"]
-        pixels = subset.images.pixels[subset.indices[: self.pictures]]
+        count = min(self.pictures, len(subset))
+        chosen = subset.indices[torch.arange(count) * len(subset) // count]
+        pixels = subset.images.pixels[chosen]
         mean, std = torch.tensor(datamodule.mean), torch.tensor(datamodule.std)
         network.whiten(normalize(pixels, mean, std).to(network.whitening.weight.device))
 
