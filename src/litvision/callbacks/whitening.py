@@ -52,6 +52,10 @@ class Whitening(L.Callback):
         mean, std = torch.tensor(datamodule.mean), torch.tensor(datamodule.std)
         network.whiten(normalize(pixels, mean, std).to(network.whitening.weight.device))
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop training the bias also where a resumed run is within a later epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop training the bias."""
         network: Any = pl_module.network
