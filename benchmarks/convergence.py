@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from itertools import accumulate
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -26,8 +27,12 @@ RUNS = {
     "seed, resnet18": ["experiment=seed", "model=resnet18", "trainer.max_epochs=8"],
 }
 PICTURES = 45_000
-FOLDER = RESULTS / "convergence"
 Points = list[tuple[float, float]]  # (seconds of training, validation accuracy)
+
+
+def folder(name: str) -> Path:
+    """Return where a run is kept."""
+    return RESULTS / "convergence" / name.replace(", ", "-")
 
 
 def points(accuracy: curves.Curve, rate: curves.Curve) -> Points:
@@ -65,12 +70,11 @@ def main() -> None:
     if unknown := set(chosen) - set(RUNS):
         sys.exit(f"error: no run {', '.join(unknown)}: RUNS takes {'; '.join(RUNS)}.")
     for name in chosen:
-        train(FOLDER / name.replace(", ", "-"), RUNS[name])
+        train(folder(name), RUNS[name])
     found = {}
     for name in RUNS:
-        folder = FOLDER / name.replace(", ", "-")
-        if records.read_result(folder).get("state") == "done":
-            metrics = curves.read(folder)
+        if records.read_result(folder(name)).get("state") == "done":
+            metrics = curves.read(folder(name))
             found[name] = points(metrics["val/acc"], metrics["images_per_second"])
     text = f"{machine()}; validation accuracy, seconds of training, seed 0\n\n{table(found)}"
     (RESULTS / "convergence.md").write_text(text + "\n")

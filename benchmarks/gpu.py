@@ -6,7 +6,6 @@ python -m benchmarks gpu        (about ten minutes, most of it compiling)
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections import Counter
 from itertools import pairwise
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.measure import ProductPeak, Table, in_turn, ratios
+from benchmarks.measure import ProductPeak, Table, in_turn, need_gpu, ratios, wait
 from benchmarks.ours import Every, build
 from benchmarks.pictures import Pictures
 from benchmarks.plain import loader, network
@@ -47,12 +46,6 @@ def family(kernel: str) -> str:
     name = kernel.lower()
     found = (kind for kind, words in FAMILIES.items() if any(word in name for word in words))
     return next(found, "other")
-
-
-def wait(device: str) -> None:
-    """Wait until the device has done all that it was asked to."""
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def correctness(table: Table, device: str) -> None:
@@ -233,8 +226,7 @@ def where_time_goes(table: Table, device: str, batch: int, steps: int) -> None:
 
 
 def main() -> None:
-    if not torch.cuda.is_available():
-        sys.exit("error: this benchmark needs a GPU that torch can use, and there is none.")
+    need_gpu()
     table = Table(f"GPU: {torch.cuda.get_device_name()}, bfloat16 and channels-last")
     correctness(table, "cuda")
     rates(table, "cuda", BATCHES, steps=30)

@@ -7,16 +7,12 @@ seeds find what it compiled in TorchInductor's cache.
 
 from __future__ import annotations
 
-import sys
-
-import torch
-
+from benchmarks.measure import need_gpu
 from benchmarks.speedrun import measure
 
 
 def main() -> None:
-    if not torch.cuda.is_available():
-        sys.exit("error: this benchmark needs a GPU that torch can use, and there is none.")
+    need_gpu()
     for experiment in ("speedrun", "resnet18_fast"):
         measure(f"{experiment}-gpu", experiment, [], {})
         measure(f"{experiment}-gpu-compiled", experiment, ["model.compile=true"], {})

@@ -92,6 +92,22 @@ def ratios(numerators: list[float], denominators: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
+def wait(device: str) -> None:
+    """Wait until the device has done all that it was asked to."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def need_gpu() -> None:
+    """Stop where torch can use no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("error: this benchmark needs a GPU that torch can use, and there is none.")
+
+
 class ProductPeak:
     """The machine's fastest matrix product in bfloat16, measured anew at every call."""
 
@@ -109,17 +125,14 @@ class ProductPeak:
 
     def _rate(self, n: int) -> float:
         a = self.torch.ones(n, n, dtype=self.torch.bfloat16, device=self.device)
-        self._wait(a @ a)
+        a @ a
+        wait(self.device)
         repeats = max(1, round(2e10 / n**3)) if self.device == "cpu" else 20
         started = time.perf_counter()
         for _ in range(repeats):
-            b = a @ a
-        self._wait(b)
+            a @ a
+        wait(self.device)
         return 2 * n**3 * repeats / (time.perf_counter() - started)
-
-    def _wait(self, tensor: object) -> None:
-        if self.device != "cpu":
-            self.torch.cuda.synchronize()
 
 
 def copy_bandwidth() -> float:

@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from benchmarks.measure import REAL, ProductPeak, Table
+from benchmarks.measure import REAL, ProductPeak, Table, wait
 from benchmarks.ours import Every, build
 from litvision import hardware
 from litvision.assemble import Run
@@ -42,8 +42,7 @@ def once(options: list[str], peak: ProductPeak, device: str) -> dict[str, float]
 
     def note(step: int) -> None:
         if not first:
-            if device == "cuda":
-                torch.cuda.synchronize()
+            wait(device)
             first.append(time.perf_counter())
 
     run.trainer.callbacks.append(Every(1, note))
