@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks.measure import RESULTS, machine
-from benchmarks.trained import train
+from benchmarks.trained import folder_name, train
 from litvision import curves, records
 
 # The seed recipe has a constant rate: its first epochs are the same, whatever follows.
@@ -32,7 +32,7 @@ Points = list[tuple[float, float]]  # (seconds of training, validation accuracy)
 
 def folder(name: str) -> Path:
     """Return where a run is kept."""
-    return RESULTS / "convergence" / name.replace(", ", "-")
+    return RESULTS / "convergence" / folder_name(name)
 
 
 def points(accuracy: curves.Curve, rate: curves.Curve) -> Points:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,11 @@ def train(folder: Path, options: list[str]) -> dict[str, Any]:
     if records.read_result(folder).get("state") != "done":
         run("-m", "litvision.train", *options, *REAL, *PLAIN, f"hydra.run.dir={folder}")
     return records.read_result(folder)
+
+
+def folder_name(name: str) -> str:
+    """Return a name without what an override or a shell would take for its own."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
 def training(*options: str) -> Way:
@@ -55,7 +61,7 @@ class Comparison:
 
     def folder(self, name: str, seed: int) -> Path:
         """Return where a way's run is kept."""
-        return RESULTS / self.name / f"{name.replace(' ', '-')}-{seed}"
+        return RESULTS / self.name / f"{folder_name(name)}-{seed}"
 
     def _report(self) -> None:
         lines = [

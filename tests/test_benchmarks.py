@@ -126,6 +126,11 @@ def test_ways_are_compared_seed_by_seed(tmp_path: Path, monkeypatch: pytest.Monk
     ]  # fmt: skip
 
 
+def test_a_folder_is_named_so_that_an_override_takes_it() -> None:
+    name = trained.folder_name("without Muon (SGD, rate 0.05)")
+    assert name == "without-Muon-SGD-rate-0.05"
+
+
 def test_a_run_that_is_done_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
