@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from litvision.networks.convolution import Conv2d
 
-SMALLEST_SIDE = 25  # below it, nothing is left for the last pooling
+SMALLEST_SIDE = 9  # below it, nothing is left after three poolings
 EPSILON = 5e-4  # added to the variance of a direction of the patches, so that none is blown up
 
 
@@ -75,13 +75,13 @@ class SpeedNet(nn.Module):
         """Classify pictures.
 
         Args:
-            x: float `[N, in_channels, H, W]`, H and W at least 25.
+            x: float `[N, in_channels, H, W]`, H and W at least 9.
 
         Returns:
             float `[N, num_classes]`, unnormalised.
 
         Raises:
-            ValueError: H or W is below 25.
+            ValueError: H or W is below 9.
         """
         if min(x.shape[-2:]) < SMALLEST_SIDE:
             raise ValueError(
