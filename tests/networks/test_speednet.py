@@ -48,10 +48,22 @@ def test_whitened_patches_are_uncorrelated_and_of_one_variance(
 
 def test_a_convolution_begins_as_the_identity_on_what_it_takes(network: SpeedNet) -> None:
     x = torch.randn(2, 64, 8, 8)
-    y = network.groups[1].conv1(x)
+    y = network.groups[1].conv1(F.pad(x, (1, 1, 1, 1)))
     torch.testing.assert_close(y[:, :64], x)
     assert y.shape == (2, 256, 8, 8)
     assert not torch.allclose(y[:, 64:128], x)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (8, 8), (6, 9), (15, 12)])
+def test_a_group_computes_no_less_than_pooling_takes(
+    network: SpeedNet, size: tuple[int, int]
+) -> None:
+    group = network.groups[1].eval()
+    x = torch.randn(2, 64, *size)
+    pooled = F.max_pool2d(F.conv2d(x, group.conv1.weight, padding=1), 2)
+    expected = F.gelu(group.norm2(group.conv2(F.gelu(group.norm1(pooled)))))
+    torch.testing.assert_close(group(x), expected)
+    assert expected.shape == (2, 256, size[0] // 2, size[1] // 2)
 
 
 def test_first_answers_are_unsure(network: SpeedNet, images: torch.Tensor) -> None:

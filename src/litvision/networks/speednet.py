@@ -98,25 +98,29 @@ class SpeedNet(nn.Module):
 class ConvGroup(nn.Module):
     """Two 3x3 convolutions, halving the resolution after the first.
 
-    `[N, in_channels, H, W]` to `[N, channels, H / 2, W / 2]`, rounded down.
+    `[N, in_channels, H, W]` to `[N, channels, H / 2, W / 2]`, rounded down. Of a side of odd
+    length, pooling by two drops the last position, so the first convolution does not compute it:
+    at 7x7 that is a quarter of its work.
     """
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.conv1 = identity_convolution(in_channels, channels)
+        self.conv1 = identity_convolution(in_channels, channels, padding=0)
         self.norm1 = normalization(channels)
         self.conv2 = identity_convolution(channels, channels)
         self.norm2 = normalization(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, pool, normalise; convolve, normalise."""
-        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        h, w = x.shape[2:]
+        x = self.conv1(F.pad(x, (1, 1 - w % 2, 1, 1 - h % 2)))
+        x = F.gelu(self.norm1(F.max_pool2d(x, 2)))
         return F.gelu(self.norm2(self.conv2(x)))
 
 
-def identity_convolution(in_channels: int, channels: int) -> Conv2d:
+def identity_convolution(in_channels: int, channels: int, padding: int = 1) -> Conv2d:
     """A 3x3 convolution whose first `in_channels` outputs begin as its inputs."""
-    layer = Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    layer = Conv2d(in_channels, channels, 3, padding=padding, bias=False)
     with torch.no_grad():
         nn.init.dirac_(layer.weight[:in_channels])
     return layer
