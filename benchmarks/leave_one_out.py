@@ -1,7 +1,7 @@
 """What each idea of resnet18_fast and vgg16_fast gives: python -m benchmarks leave_one_out.
 
 Each is left out alone, on 10,000 of CIFAR-10's training pictures, with 5,000 others to validate.
-MODEL is resnet18 or vgg16.
+MODEL is resnet18 or vgg16, OPTIONS are more overrides for all ways.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from benchmarks.trained import FEWER, Comparison, Way, training
 MODEL = os.environ.get("MODEL", "vgg16")
 EPOCHS = int(os.environ.get("EPOCHS", "8"))
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1").split(",")]
-COMMON = [f"experiment={MODEL}_fast", f"trainer.max_epochs={EPOCHS}", *FEWER]
+OPTIONS = os.environ.get("OPTIONS", "").split()
+COMMON = [f"experiment={MODEL}_fast", f"trainer.max_epochs={EPOCHS}", *FEWER, *OPTIONS]
 WITHOUT = {
     # From the full rate down, as Muon goes, SGD with rates that suit it later hardly learns at all.
     "Muon (Nesterov SGD, one cycle up to 0.1)": [
@@ -24,7 +25,8 @@ WITHOUT = {
     "alternating flip (a coin toss)": ["data.flip=true"],
     "label smoothing": ["model.label_smoothing=0"],
     "reflected edges, moves by two (zeros, four)": ["data.padding=4", "data.padding_mode=zero"],
-    "larger batches (128)": ["data.batch_size=128"],
+    "batches of 250 (500)": ["data.batch_size=500"],
+    "batches of 250 (128)": ["data.batch_size=128"],
 }
 
 
