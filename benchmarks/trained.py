@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import re
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
 from benchmarks.measure import REAL, RESULTS, machine, run
 from litvision import records
+from litvision.commandline import CONF
 
+# What a run writes into its config by itself.
+FILLED_IN = {"run_dir", "overrides", "image_size", "num_classes", "total_steps", "precision"}
 Way = Callable[[int, Path], float]  # seed, folder for the run: the accuracy that it came to
 
 PLAIN = [
@@ -22,10 +29,40 @@ FEWER = ["data.limit_per_class=1500", "data.val_fraction=0.3333333"]
 
 
 def train(folder: Path, options: list[str]) -> dict[str, Any]:
-    """Train on the real pictures, unless it was done before; return what `result.json` says."""
+    """Train on the real pictures, unless it was done before; return what `result.json` says.
+
+    Raises:
+        SystemExit: it was done with other settings, or the recipe has changed since.
+    """
+    options = [*options, *REAL, *PLAIN]
     if records.read_result(folder).get("state") != "done":
-        run("-m", "litvision.train", *options, *REAL, *PLAIN, f"hydra.run.dir={folder}")
+        run("-m", "litvision.train", *options, f"hydra.run.dir={folder}")
+    elif key := difference(options, folder):
+        sys.exit(
+            f"error: {folder} was trained with another {key} than is asked for now: move it away "
+            "to train anew."
+        )
     return records.read_result(folder)
+
+
+def difference(options: list[str], folder: Path) -> str | None:
+    """Return the first option in which a finished run differs from what `options` compose now."""
+    with initialize_config_dir(str(CONF)):
+        now = OmegaConf.to_container(compose("train", options))
+    done = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    return _first_difference(now, done, "")
+
+
+def _first_difference(now: Any, done: Any, key: str) -> str | None:
+    if isinstance(now, dict) and isinstance(done, dict):
+        for name in sorted(now.keys() | done.keys()):
+            if name not in FILLED_IN:
+                found = _first_difference(now.get(name), done.get(name), f"{key}.{name}")
+                if found:
+                    return found
+        return None
+    refers = isinstance(now, str) and "${" in now
+    return None if refers or now == done else key.removeprefix(".")
 
 
 def folder_name(name: str) -> str:

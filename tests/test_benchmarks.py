@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as everything
-from benchmarks import convergence, gpu, growth, measure, plain, trained
+from benchmarks import convergence, gpu, growth, leave_one_out, measure, plain, trained
 from benchmarks.measure import Row, Table, in_turn, ratios, run
 from benchmarks.ours import build
 from benchmarks.pictures import Pictures
+from hydra import compose, initialize_config_dir
+
+from litvision.commandline import CONF
 
 
 @pytest.mark.parametrize(
@@ -143,7 +146,21 @@ def test_a_run_that_is_done_is_not_trained_again(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     first = trained.train(tmp_path / "run", options)
     assert first["state"] == "done"
-    assert trained.train(tmp_path / "run", ["an option that would fail"]) == first
+    monkeypatch.setattr(trained, "run", None)  # what would train
+    assert trained.train(tmp_path / "run", options) == first
+    with pytest.raises(SystemExit, match=r"was trained with another optimizer.lr than is asked"):
+        trained.train(tmp_path / "run", [*options, "optimizer.lr=0.02"])
+    with pytest.raises(SystemExit, match=r"was trained with another data.mix than is asked"):
+        trained.train(tmp_path / "run", [*options, "data.mix=mixup"])
+
+
+def test_every_way_that_leaves_something_out_composes() -> None:
+    for model in ("vgg16", "resnet18"):
+        for options in leave_one_out.WITHOUT.values():
+            with initialize_config_dir(str(CONF)):
+                cfg = compose("train", [f"experiment={model}_fast", *options])
+                whole = compose("train", [f"experiment={model}_fast"])
+            assert cfg != whole, options
 
 
 def test_accuracy_by_epoch_and_second() -> None:

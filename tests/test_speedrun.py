@@ -85,6 +85,33 @@ def test_the_first_layer_is_whitened_with_the_training_pictures_once(tmp_path: P
     assert torch.equal(saved, network.whitening.bias)
 
 
+@pytest.mark.parametrize("finder", ["lr_finder", "batch_size_finder"])
+def test_a_finder_tries_the_whitened_network(tmp_path: Path, finder: str) -> None:
+    run = speedrun(tmp_path, f"callbacks=[{finder},whitening]", "trainer.max_epochs=1")
+    run.trainer.fit(run.classifier, run.datamodule)
+    assert run.classifier.network.whitening.weight.abs().max() > 1  # 0.3 where it is random
+
+
+def test_loaded_filters_are_not_computed_anew(tmp_path: Path) -> None:
+    first = speedrun(tmp_path / "first", "trainer.max_epochs=1")
+    first.trainer.fit(first.classifier, first.datamodule)
+    options = [f"init_from={tmp_path}/first", "data.seed=5", "trainer.max_epochs=1"]
+    second = speedrun(tmp_path / "second", *options)
+    second.trainer.fit(second.classifier, second.datamodule)
+    loaded, kept = (r.classifier.network.whitening.weight for r in (first, second))
+    assert torch.equal(loaded, kept)
+
+
+def test_two_devices_train_the_whole_recipe(tmp_path: Path, run: Run) -> None:
+    options = [*SMALL, "experiment=speedrun", "trainer.accelerator=cpu", "trainer.max_epochs=4"]
+    options += ["trainer=ddp", "trainer.devices=2", "model.network.widths=[8,16,16]"]
+    done = run("train", *options, "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 4
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["state_dict"]["network.whitening.weight"].abs().max() > 1
+
+
 def test_a_resumed_run_ends_where_a_whole_one_does(tmp_path: Path) -> None:
     whole, half, rest = (tmp_path / name for name in ("whole", "half", "rest"))
     options = ["trainer.max_epochs=4", "trainer.precision=32-true"]

@@ -22,11 +22,12 @@ class Muon(Optimizer):
     rows, so that every direction is learned at the same pace. `torch.optim.Muon` takes matrices
     only, and lets the filters grow, which slows learning where normalisation follows.
 
-    Weights of four dimensions are filters; of two, linear layers; of fewer, biases and norm layers.
-    Each kind is a parameter group with a learning rate of its own, which a schedule scales alike.
+    Weights of four or more dimensions are filters; of two or three, linear layers; of fewer, biases
+    and norm layers. Each kind is a parameter group with a learning rate of its own, which a
+    schedule scales alike.
 
     Args:
-        params: tensors, or groups of them; a group's own `weight_decay` comes first.
+        params: tensors, or groups of them, whose own settings come first (see `add_param_group`).
         lr: learning rate of the filters.
         momentum: of the filters.
         lr_linear, lr_vector: learning rates of linear layers, and of biases and norm layers.
@@ -37,6 +38,8 @@ class Muon(Optimizer):
             1. For layers that normalisation follows.
         steps: of the iteration that orthogonalises.
     """
+
+    mixes_entries = True  # an entry moves although its own gradient is zero
 
     def __init__(
         self,
@@ -50,31 +53,49 @@ class Muon(Optimizer):
         keep_norm: bool = True,
         steps: Annotated[int, Field(ge=1)] = 3,
     ) -> None:
-        given: list[Any] = list(params)
-        if given and not isinstance(given[0], dict):
-            given = [{"params": given}]
-        groups = []
-        for group in given:
-            tensors: list[Tensor] = list(group["params"])
-            decay = group.get("weight_decay", weight_decay)
-            kinds = {
-                "filter": [p for p in tensors if p.ndim == 4],
-                "linear": [p for p in tensors if 1 < p.ndim < 4],
-                "vector": [p for p in tensors if p.ndim <= 1],
-            }
-            rates = {"filter": lr, "linear": lr_linear, "vector": lr_vector}
-            for kind, members in kinds.items():
-                if members:
-                    groups.append(
-                        {
-                            "params": members,
-                            "kind": kind,
-                            "lr": rates[kind],
-                            "momentum": momentum if kind == "filter" else momentum_sgd,
-                            "weight_decay": 0.0 if kind == "filter" else decay / rates[kind],
-                        }
-                    )
-        super().__init__(groups, {"keep_norm": keep_norm, "steps": steps})
+        self._settings = {
+            "lr": lr,
+            "momentum": momentum,
+            "lr_linear": lr_linear,
+            "lr_vector": lr_vector,
+            "momentum_sgd": momentum_sgd,
+            "weight_decay": weight_decay,
+        }
+        super().__init__(params, {"keep_norm": keep_norm, "steps": steps})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add weights, each kind as a group of its own.
+
+        Args:
+            param_group: `params`, and what differs from the arguments of the optimizer. `lr`
+                stands for all three rates, which keep the ratios that they have there.
+        """
+        given = {**self._settings, **param_group}
+        members = given.pop("params")
+        tensors: list[Tensor] = [members] if isinstance(members, Tensor) else list(members)
+        kinds = {
+            "filter": [p for p in tensors if p.ndim >= 4],
+            "linear": [p for p in tensors if 1 < p.ndim < 4],
+            "vector": [p for p in tensors if p.ndim <= 1],
+        }
+        lr, momentum, momentum_sgd = (given.pop(k) for k in ("lr", "momentum", "momentum_sgd"))
+        scale = lr / self._settings["lr"]
+        rates = {
+            "filter": lr,
+            "linear": scale * given.pop("lr_linear"),
+            "vector": scale * given.pop("lr_vector"),
+        }
+        decay = given.pop("weight_decay")
+        for kind, some in kinds.items():
+            if some:
+                own = {
+                    "params": some,
+                    "kind": kind,
+                    "lr": rates[kind],
+                    "momentum": momentum if kind == "filter" else momentum_sgd,
+                    "weight_decay": 0.0 if kind == "filter" else decay / rates[kind],
+                }
+                super().add_param_group({**given, **own})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -104,7 +125,7 @@ class Muon(Optimizer):
         update = gradient.add(buffer, alpha=group["momentum"])  # Nesterov
         if group["kind"] == "filter":
             if group["keep_norm"]:
-                p.mul_(len(p) ** 0.5 / p.norm())
+                p.mul_(len(p) ** 0.5 / p.norm().clamp(min=1e-12))  # zeros stay zeros
             update = orthogonalize(update.flatten(1), group["steps"]).view(p.shape)
         p.add_(update.to(p.dtype), alpha=-group["lr"])
 

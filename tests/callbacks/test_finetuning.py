@@ -18,6 +18,7 @@ from litvision.assemble import Run, assemble
 from litvision.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from litvision.errors import UserError
 from litvision.initialize import initialize, last_layer
+from litvision.networks.normalization import Norm
 from litvision.networks.resnet import ResNet18
 from litvision.networks.vgg import VGG16
 from test_checkpoints import content
@@ -122,6 +123,29 @@ def test_decay_is_left_out_for_the_same_weights_after_unfreezing(
         (1, 5e-4), (1, 0.0), (1, 5e-4), (3, 0.0),
     ]  # fmt: skip
     assert groups[2]["params"][0] is network.conv.weight
+
+
+class Fixed(TinyNet):
+    """Never trains the gains of its normalisation."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, norm: Norm = "batch") -> None:
+        super().__init__(num_classes, in_channels, norm)
+        self.norm.weight.requires_grad_(False)
+
+
+def test_what_a_network_never_trains_stays_so_after_unfreezing(
+    compose_train: Compose, tmp_path: Path
+) -> None:
+    network = "model.network._target_=callbacks.test_finetuning.Fixed"
+    train(compose_train(FIRST, network, *QUIET, f"run_dir={tmp_path}/source"))
+    options = [network, "callbacks.finetuning.unfreeze_at_epoch=1", "optimizer=muon"]
+    run = finetune(compose_train, tmp_path / "source", *options)
+    after = run.classifier.network
+    before = tensors(tmp_path / "source" / "checkpoints" / "best.ckpt")
+    assert not torch.equal(after.conv.weight, before["conv.weight"])
+    assert torch.equal(after.norm.weight, before["norm.weight"])
+    kinds = [group["kind"] for group in run.trainer.optimizers[0].param_groups]
+    assert kinds == ["linear", "vector", "filter", "vector"]
 
 
 @pytest.mark.parametrize("epochs", [1, 3], ids=["frozen", "unfrozen"])

@@ -87,6 +87,7 @@ OPTIMIZERS = {
     "sgd for loop": ["optimizer=sgd", "optimizer.fused=false", "optimizer.lr=0.1"],
     "nesterov": ["optimizer=sgd_nesterov", "optimizer.lr=0.1"],
     "adamw": ["optimizer=adamw", "optimizer.weight_decay=0.1"],
+    "muon": ["optimizer=muon", "optimizer.lr_linear=0.1"],
     "clipped": ["optimizer=sgd", "optimizer.lr=0.1", "trainer.gradient_clip_val=0.1"],
 }
 

@@ -46,6 +46,20 @@ def test_whitened_patches_are_uncorrelated_and_of_one_variance(
     torch.testing.assert_close(moments, torch.diag(values / (values + EPSILON)), atol=1e-3, rtol=0)
 
 
+def test_many_pictures_are_whitened_a_few_at_a_time(
+    network: SpeedNet, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def inverse() -> torch.Tensor:  # of the patches' moments, whatever the filters' signs
+        filters = network.whitening.weight.flatten(1)
+        return filters.T @ filters
+
+    network.whiten(images)
+    expected = inverse()
+    monkeypatch.setattr("litvision.networks.speednet.PATCHED_VALUES", 5 * images[0].numel())
+    network.whiten(images)
+    torch.testing.assert_close(inverse(), expected, rtol=1e-4, atol=1e-3)
+
+
 def test_a_convolution_begins_as_the_identity_on_what_it_takes(network: SpeedNet) -> None:
     x = torch.randn(2, 64, 8, 8)
     y = network.groups[1].conv1(F.pad(x, (1, 1, 1, 1)))

@@ -40,6 +40,7 @@ class Finetuning(BaseFinetuning):
         self.unfreeze_at_epoch = unfreeze_at_epoch
         self.unfrozen_lr_factor = unfrozen_lr_factor
         self._loaded: frozenset[str] = frozenset()
+        self._fixed: frozenset[str] = frozenset()  # what the network itself never trains
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Freeze before the optimizer is built, which takes what is not frozen."""
@@ -55,8 +56,11 @@ class Finetuning(BaseFinetuning):
                 "callbacks.finetuning freezes what init_from has loaded, and nothing was: give "
                 "init_from=<a checkpoint or a run's folder>."
             )
+        self._fixed = frozenset(
+            name for name, p in module.network.named_parameters() if not p.requires_grad
+        )
         for name, parameter in module.network.named_parameters():
-            parameter.requires_grad_(name not in self._loaded)
+            parameter.requires_grad_(name not in self._loaded | self._fixed)
         if not any(p.requires_grad for p in module.network.parameters()):
             raise UserError("callbacks.finetuning would freeze every weight: nothing could train.")
 
@@ -101,7 +105,8 @@ class Finetuning(BaseFinetuning):
         network: Any = pl_module.network
         frozen = self.unfreeze_at_epoch is None or epoch < self.unfreeze_at_epoch
         for name, parameter in network.named_parameters():
-            parameter.requires_grad_(not frozen or name not in self._loaded)
+            held = self._loaded | self._fixed if frozen else self._fixed
+            parameter.requires_grad_(name not in held)
         for module in self._with_loaded_statistics(network):
             module.train(not frozen)
 

@@ -99,6 +99,16 @@ class Sparsity24(L.Callback):
             if gradient is not None:
                 gradient.mul_(mask)
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        """Set to zero again what an optimizer moves that does not go entry by entry, as Muon."""
+        if any(getattr(optimizer, "mixes_entries", False) for optimizer in trainer.optimizers):
+            with torch.no_grad():
+                for name, mask in self.masks.items():
+                    weight: Any = self._covered.layers[name].weight
+                    weight.mul_(mask)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the share of zeros."""
         weights = [layer.weight for layer in self._covered.layers.values()]

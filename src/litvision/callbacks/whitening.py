@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import lightning as L
 import torch
 from pydantic import Field
+from torch.optim import Optimizer
 
 from litvision.batches import normalize
 from litvision.errors import UserError
@@ -29,12 +30,17 @@ class Whitening(L.Callback):
         self.pictures = pictures
         self.bias_epochs = bias_epochs
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Compute the filters, but not where weights were loaded.
+
+        Before the weights go to their device, to other processes or into a finder's copy. A run
+        that is resumed takes the filters that it has saved, later.
 
         Raises:
             UserError: the network has no such layer.
         """
+        if stage != "fit":
+            return
         network: Any = pl_module.network
         if not hasattr(network, "whiten"):
             raise UserError(
@@ -42,7 +48,7 @@ class Whitening(L.Callback):
                 "model=speednet, or callbacks.whitening=null."
             )
         card: Any = pl_module.card
-        if trainer.ckpt_path is not None or "whitening.weight" in card.get("loaded", ()):
+        if "whitening.weight" in card.get("loaded", ()):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         subset = datamodule.subsets["train"]
@@ -50,14 +56,22 @@ class Whitening(L.Callback):
         chosen = subset.indices[torch.arange(count) * len(subset) // count]
         pixels = subset.images.pixels[chosen]
         mean, std = torch.tensor(datamodule.mean), torch.tensor(datamodule.std)
-        network.whiten(normalize(pixels, mean, std).to(network.whitening.weight.device))
+        network.whiten(normalize(pixels, mean, std))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop training the bias also where a resumed run is within a later epoch."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop training the bias."""
+        """Stop training the bias. Several devices wait for its gradient, so that they go on."""
         network: Any = pl_module.network
-        network.whitening.bias.requires_grad_(trainer.current_epoch < self.bias_epochs)
-        network.whitening.bias.grad = None
+        trained = trainer.current_epoch < self.bias_epochs or trainer.world_size > 1
+        network.whitening.bias.requires_grad_(trained)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Keep from the optimizer what several devices computed."""
+        if trainer.current_epoch >= self.bias_epochs:
+            network: Any = pl_module.network
+            network.whitening.bias.grad = None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from litvision.networks.convolution import Conv2d
 
 SMALLEST_SIDE = 9  # below it, nothing is left after three poolings
+PATCHED_VALUES = 2_000_000  # of pictures, taken apart at a time: 128 MB of patches in float64
 EPSILON = 5e-4  # added to the variance of a direction of the patches, so that none is blown up
 
 
@@ -63,11 +64,17 @@ class SpeedNet(nn.Module):
         v / sqrt(s + EPSILON) and the negatives of these.
 
         Args:
-            images: normalised training pictures, float `[N, in_channels, H, W]`.
+            images: normalised training pictures, float `[N, in_channels, H, W]`, H and W at
+                least 2. A few at a time are taken apart: the memory that this needs does not
+                grow with N.
         """
         size = self.whitening.kernel_size
-        patches = F.unfold(images.double(), size).transpose(1, 2).flatten(0, 1)
-        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        moments, count = torch.zeros(()), 0
+        some = max(1, PATCHED_VALUES // images[0].numel())
+        for part in images.cpu().split(some):  # in float64, which not every device has
+            patches = F.unfold(part.double(), size).transpose(1, 2).flatten(0, 1)
+            moments, count = moments + patches.T @ patches, count + len(patches)
+        values, vectors = torch.linalg.eigh(moments / count)
         filters = (vectors / (values + EPSILON).sqrt()).T.unflatten(1, (-1, *size))
         self.whitening.weight.copy_(torch.cat((filters, -filters)))
 
