@@ -87,9 +87,20 @@ def test_the_first_layer_is_whitened_with_the_training_pictures_once(tmp_path: P
 
 @pytest.mark.parametrize("finder", ["lr_finder", "batch_size_finder"])
 def test_a_finder_tries_the_whitened_network(tmp_path: Path, finder: str) -> None:
-    run = speedrun(tmp_path, f"callbacks=[{finder},whitening]", "trainer.max_epochs=1")
+    options = ["model=speednet", f"callbacks=[{finder},whitening]", "trainer.max_epochs=1"]
+    with initialize_config_dir(str(CONF)):
+        cfg = compose("train", [*SMALL, *QUIET, *options, "trainer.accelerator=cpu",
+            "overrides=[]", "callbacks.figures=null", f"run_dir={tmp_path}",
+            "model.network.widths=[8,16,16]"])  # fmt: skip
+    run = assemble(cfg)
     run.trainer.fit(run.classifier, run.datamodule)
     assert run.classifier.network.whitening.weight.abs().max() > 1  # 0.3 where it is random
+
+
+def test_several_rates_are_not_searched_as_one(tmp_path: Path) -> None:
+    run = speedrun(tmp_path, "callbacks=[lr_finder,whitening]")
+    with pytest.raises(UserError, match=r"has several \(0.15, 26.5, 335\): give another optimizer"):
+        run.trainer.fit(run.classifier, run.datamodule)
 
 
 def test_loaded_filters_are_not_computed_anew(tmp_path: Path) -> None:
@@ -147,6 +158,16 @@ def test_without_validation_every_training_picture_is_trained_on(tmp_path: Path)
     assert "val/loss" not in run.trainer.callback_metrics
     run.trainer.test(run.classifier, run.datamodule, ckpt_path=run.checkpoint, verbose=False)
     assert 0 <= run.trainer.callback_metrics["test/acc"] <= 1
+
+
+def test_without_validation_a_plateau_of_the_training_loss_lowers_the_rate(
+    compose_train: Compose,
+) -> None:
+    options = ["data.val_fraction=0", "monitor=train/loss", "trainer.max_epochs=6"]
+    options += ["optimizer.lr=1e-6", "callbacks.reduce_lr_on_plateau.patience=1"]  # learns nothing
+    run = assemble(compose_train(*QUIET, "callbacks.figures=null", *options))
+    run.trainer.fit(run.classifier, run.datamodule)
+    assert run.trainer.optimizers[0].param_groups[0]["lr"] <= 0.5e-6
 
 
 # ------------------------------------------------------------------------------- all of it at once

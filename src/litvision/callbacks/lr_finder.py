@@ -43,7 +43,8 @@ class LRFinder(LearningRateFinder):
         apply: train with the suggested rate; False: only suggest it.
 
     Raises:
-        UserError: the rates are the wrong way round; or `apply` where a schedule sets the rate.
+        UserError: the rates are the wrong way round; or `apply` where a schedule sets the rate; or
+            the optimizer has several rates, as Muon.
     """
 
     def __init__(
@@ -75,6 +76,13 @@ class LRFinder(LearningRateFinder):
             raise UserError(
                 "callbacks.lr_finder.apply=true and the scheduler group would both set the "
                 "learning rate: give scheduler=none, or apply=false and the rate as optimizer.lr."
+            )
+        own = sorted({group["lr"] for group in trainer.optimizers[0].param_groups})
+        if len(own) > 1:
+            raise UserError(
+                "callbacks.lr_finder tries one learning rate for all weights, and this optimizer "
+                f"has several ({', '.join(f'{lr:g}' for lr in own)}): give another optimizer, or "
+                "callbacks.lr_finder=null."
             )
         classifier: Any = pl_module
         epochs, watching = trainer.fit_loop.max_epochs, classifier.stop_if_not_finite

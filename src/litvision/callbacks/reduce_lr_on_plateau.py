@@ -79,8 +79,8 @@ class ReduceLROnPlateau(Validated, L.Callback):
         )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare this epoch with the best, if it was validated: else its metrics are old ones."""
-        if trainer.enable_validation and not self.validated:
+        """Compare this epoch with the best, unless the metric is still an earlier epoch's."""
+        if not self.is_of_this_epoch(trainer, self.monitor):
             return
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:

@@ -74,7 +74,7 @@ class StudyPruning(Validated, L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Report, and stop if told to."""
-        if trainer.enable_validation and not self.validated:
+        if not self.is_of_this_epoch(trainer, self.monitor):
             return
         stop = False
         if self.trial is not None:

@@ -26,3 +26,7 @@ class Validated:
         """Note that this epoch has metrics of its own."""
         self.validated = not trainer.sanity_checking
         super().on_validation_end(trainer, *args)  # type: ignore[misc]
+
+    def is_of_this_epoch(self, trainer: L.Trainer, metric: str) -> bool:
+        """Say whether the running epoch has measured a metric: those of training always are."""
+        return self.validated or not trainer.enable_validation or metric.startswith("train/")
