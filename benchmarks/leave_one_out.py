@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 
-from benchmarks.trained import FEWER, Comparison, Way, training
+from benchmarks.trained import EPOCHS, FEWER, SEEDS, Comparison, Way, training
 
 MODEL = os.environ.get("MODEL", "vgg16")
-EPOCHS = int(os.environ.get("EPOCHS", "8"))
-SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1").split(",")]
 OPTIONS = os.environ.get("OPTIONS", "").split()
 COMMON = [f"experiment={MODEL}_fast", f"trainer.max_epochs={EPOCHS}", *FEWER, *OPTIONS]
 WITHOUT = {

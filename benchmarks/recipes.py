@@ -7,14 +7,11 @@ pictures are data/cifar10-jpeg where it is there, else the official archive.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from benchmarks.measure import run
-from benchmarks.trained import FEWER, Comparison, training
+from benchmarks.trained import EPOCHS, FEWER, SEEDS, Comparison, training
 
-EPOCHS = int(os.environ.get("EPOCHS", "8"))
-SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1").split(",")]
 COMMON = [
     *("model=vgg16", "optimizer=sgd_nesterov", "optimizer.lr=0.05", "scheduler=one_cycle"),
     *(f"trainer.max_epochs={EPOCHS}", *FEWER),

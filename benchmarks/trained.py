@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
 import sys
@@ -16,6 +17,9 @@ from benchmarks.measure import REAL, RESULTS, machine, run
 from litvision import records
 from litvision.commandline import CONF
 
+# How long, and how often, the ways of a comparison are trained.
+EPOCHS = int(os.environ.get("EPOCHS", "8"))
+SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1").split(",")]
 # What a run writes into its config by itself.
 FILLED_IN = {"run_dir", "overrides", "image_size", "num_classes", "total_steps", "precision"}
 Way = Callable[[int, Path], float]  # seed, folder for the run: the accuracy that it came to

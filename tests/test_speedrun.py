@@ -21,8 +21,8 @@ QUIET = ["logger=none", "callbacks.progress_bar=null", "callbacks.model_summary=
 SMALL = ["data=shapes", "data.train_size=120", "data.test_size=40", "data.batch_size=32"]
 
 
-def speedrun(folder: Path, *overrides: str) -> Assembled:
-    fixed = [*SMALL, *QUIET, "experiment=speedrun", "trainer.accelerator=cpu", "overrides=[]"]
+def speedrun(folder: Path, *overrides: str, recipe: str = "experiment=speedrun") -> Assembled:
+    fixed = [*SMALL, *QUIET, recipe, "trainer.accelerator=cpu", "overrides=[]"]
     fixed += ["callbacks.figures=null", f"run_dir={folder}", "model.network.widths=[8,16,16]"]
     with initialize_config_dir(str(CONF)):
         return assemble(compose("train", [*fixed, *overrides]))
@@ -87,12 +87,8 @@ def test_the_first_layer_is_whitened_with_the_training_pictures_once(tmp_path: P
 
 @pytest.mark.parametrize("finder", ["lr_finder", "batch_size_finder"])
 def test_a_finder_tries_the_whitened_network(tmp_path: Path, finder: str) -> None:
-    options = ["model=speednet", f"callbacks=[{finder},whitening]", "trainer.max_epochs=1"]
-    with initialize_config_dir(str(CONF)):
-        cfg = compose("train", [*SMALL, *QUIET, *options, "trainer.accelerator=cpu",
-            "overrides=[]", "callbacks.figures=null", f"run_dir={tmp_path}",
-            "model.network.widths=[8,16,16]"])  # fmt: skip
-    run = assemble(cfg)
+    options = [f"callbacks=[{finder},whitening]", "trainer.max_epochs=1"]
+    run = speedrun(tmp_path, *options, recipe="model=speednet")
     run.trainer.fit(run.classifier, run.datamodule)
     assert run.classifier.network.whitening.weight.abs().max() > 1  # 0.3 where it is random
 
