@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.profilers import SimpleProfiler
+from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from omegaconf import OmegaConf
 
 from conftest import Compose
 from litvision.assemble import assemble, total_steps
 from litvision.errors import UserError
+from litvision.preflight import check_strategy, try_optimizer
 
 
 def test_assemble_builds_what_the_config_says_and_saves_it_resolved(compose_train: Compose) -> None:
@@ -136,6 +138,45 @@ def test_resuming_with_other_options_is_refused(compose_train: Compose) -> None:
 def test_a_schedule_refuses_its_own_bad_values(compose_train: Compose) -> None:
     with pytest.raises(UserError, match=r"scheduler: .*pct_start"):
         assemble(compose_train("scheduler=one_cycle", "scheduler.pct_start=3"))
+
+
+MUON = ["optimizer=muon", "optimizer.lr_linear=0.5"]
+
+
+@pytest.mark.parametrize("options", [[], ["+scheduler.cycle_momentum=false"]])
+def test_a_schedule_of_one_rate_is_refused_where_there_are_several(
+    compose_train: Compose, options: list[str]
+) -> None:
+    message = r"scheduler: this schedule sets one learning rate, and .* has 0\.01, 0\.05, 0\.5: "
+    with pytest.raises(UserError, match=message):
+        assemble(compose_train(*MUON, "scheduler=one_cycle", *options))
+
+
+def test_a_schedule_may_name_each_rate(compose_train: Compose) -> None:
+    one_cycle = ["scheduler=one_cycle", "+scheduler.cycle_momentum=false"]
+    cfg = compose_train(*MUON, *one_cycle, "scheduler.max_lr=[0.05,0.5,0.01]")
+    cfg.total_steps = 100
+    try_optimizer(cfg)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["optimizer=muon"], "optimizer Muon"),
+        (["callbacks=whitening"], "callbacks.whitening"),
+        (["callbacks=whitening", "optimizer=muon"], "optimizer Muon and callbacks.whitening"),
+    ],
+)
+def test_pieces_of_filters_are_not_enough(
+    compose_train: Compose, options: list[str], what: str
+) -> None:
+    with pytest.raises(UserError, match=f"a piece of the weights, and {what} needs whole filters"):
+        check_strategy(FSDPStrategy(), compose_train(*options))
+
+
+def test_pieces_are_enough_for_what_takes_each_weight_by_itself(compose_train: Compose) -> None:
+    check_strategy(FSDPStrategy(), compose_train())
+    check_strategy(SingleDeviceStrategy(), compose_train("optimizer=muon"))
 
 
 @pytest.mark.parametrize(

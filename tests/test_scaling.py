@@ -94,6 +94,10 @@ def test_a_schedule_follows_the_scaled_rate(compose_train: Compose) -> None:
         (["auto_scaled.lr=0"], r"auto_scaled\.lr=0 does not fit: it takes a number above 0\."),
         (["data.batch_size=big"], r"data\.batch_size='big' does not fit: it takes an integer"),
         (["optimizer.lr=auto_scale"], r"optimizer\.lr='auto_scale' does not fit"),
+        (
+            ["optimizer=muon", "optimizer.lr=auto_scaled", "data.batch_size=256"],
+            r"one learning rate, and the optimizer would have 0\.01, 0\.02: give optimizer\.lr a",
+        ),
     ],
 )
 def test_what_cannot_be_scaled_is_refused(

@@ -31,6 +31,7 @@ from litvision.preflight import (
     build,
     check_before_reading,
     check_shared,
+    check_strategy,
     parts,
     same_run,
     settle_logging,
@@ -38,7 +39,7 @@ from litvision.preflight import (
     try_one_picture,
     try_optimizer,
 )
-from litvision.scaling import scale_learning_rate
+from litvision.scaling import check_scaled, scale_learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +95,13 @@ def assemble(cfg: DictConfig) -> Run:
     scaled = scale_learning_rate(cfg)
     use_hardware(cfg)
     check_before_reading(cfg)
+    if scaled:
+        check_scaled(cfg)
     resume_from, resumed = find_checkpoint(cfg.resume)
     if resumed is None and cfg.init_from not in (None, IMAGENET):
         checkpoints.read(checkpoints.find(cfg.init_from), "init_from")
     trainer = build_trainer(cfg)
+    check_strategy(trainer.strategy, cfg)
     datamodule = build_datamodule(cfg.data)
     datamodule.trainer = trainer  # the number of devices decides the number of steps
     datamodule.prepare_data()

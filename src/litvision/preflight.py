@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal, TypedDict
 import torch
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from lightning.pytorch.strategies import FSDPStrategy, Strategy
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pydantic import Field
+from torch.optim import Optimizer
 
 from litvision.classifier import METRICS, ImageClassifier
 from litvision.commandline import first_line
@@ -65,12 +67,33 @@ def check_before_reading(cfg: DictConfig) -> None:
     try_optimizer(trial)
 
 
-def try_optimizer(cfg: DictConfig) -> None:
-    """Build optimizer and schedule for one number: they know their own ranges."""
+def trial_optimizer(cfg: DictConfig) -> Optimizer:
+    """Build the optimizer for one number as a bias, one as a matrix, and one as a filter."""
     with parts("optimizer"):
-        optimizer = build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+        shapes = [[1], [1, 1], [1, 1, 1, 1]]
+        built: Optimizer = build(cfg.optimizer)(
+            [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        )
+    return built
+
+
+def several_rates(optimizer: Optimizer) -> str:
+    """Return the learning rates of the kinds of weights; "" where all have the same."""
+    rates = sorted({float(group["lr"]) for group in optimizer.param_groups})
+    return ", ".join(f"{rate:g}" for rate in rates) if len(rates) > 1 else ""
+
+
+def try_optimizer(cfg: DictConfig) -> None:
+    """Build optimizer and schedule for one number of each kind: they know their own ranges."""
+    optimizer = trial_optimizer(cfg)
     if cfg.scheduler is None:
         return
+    rates = several_rates(optimizer)
+    if rates and not isinstance(cfg.scheduler.get("max_lr", []), list | ListConfig):
+        raise UserError(
+            f"scheduler: this schedule sets one learning rate, and the optimizer has {rates}: "
+            "choose one that scales them, as scheduler=linear or scheduler=cosine."
+        )
     written = OmegaConf.to_container(cfg.scheduler, resolve=False)
     if cfg.total_steps is None and "${total_steps}" in str(written):
         raise UserError(
@@ -84,6 +107,26 @@ def try_optimizer(cfg: DictConfig) -> None:
             f"scheduler: {' '.join(str(error).split())} (for {cfg.total_steps} steps). Change the "
             "schedule's options, or trainer.max_epochs or trainer.max_steps."
         ) from error
+
+
+def check_strategy(strategy: Strategy, cfg: DictConfig) -> None:
+    """Refuse an optimizer that needs whole filters where the strategy hands out pieces of them.
+
+    Raises:
+        UserError: the optimizer, or the whitening of a first layer, does not go with FSDP.
+    """
+    if not isinstance(strategy, FSDPStrategy):
+        return
+    what = []
+    if getattr(trial_optimizer(cfg), "mixes_entries", False):
+        what.append(f"optimizer {cfg.optimizer._target_.rpartition('.')[2]}")
+    if (cfg.callbacks or {}).get("whitening"):
+        what.append("callbacks.whitening")
+    if what:
+        raise UserError(
+            f"trainer=fsdp leaves each device a piece of the weights, and {' and '.join(what)} "
+            "needs whole filters: give trainer=ddp, or train without."
+        )
 
 
 def same_run(before: dict[str, Any], now: dict[str, Any]) -> None:

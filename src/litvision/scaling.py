@@ -7,6 +7,8 @@ from typing import Annotated
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
 
+from litvision.errors import UserError
+from litvision.preflight import several_rates, trial_optimizer
 from litvision.validation import check_value
 
 WORD = "auto_scaled"
@@ -49,3 +51,16 @@ def scale_learning_rate(cfg: DictConfig) -> str | None:
             cfg.callbacks = OmegaConf.merge({"warmup": node}, cfg.callbacks or {})
     line = f"learning rate {cfg.optimizer.lr:g} = {base.lr:g} x {batch} / {base.batch_size}"
     return line + (f", after {base.warmup_epochs:g} epochs of warm-up" if warmup else "")
+
+
+def check_scaled(cfg: DictConfig) -> None:
+    """Refuse the rule where `optimizer.lr` is one learning rate of several.
+
+    Raises:
+        UserError: the optimizer has several.
+    """
+    if rates := several_rates(trial_optimizer(cfg)):
+        raise UserError(
+            f"optimizer.lr=auto_scaled follows the batch with one learning rate, and the optimizer "
+            f"would have {rates}: give optimizer.lr a number, and scale the others alike."
+        )

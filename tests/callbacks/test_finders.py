@@ -45,7 +45,7 @@ class Deaf(TinyLinear):
 def trained(cfg: Any) -> Run:
     cfg.trainer.precision = "32-true"
     run = assemble(cfg)
-    run.trainer.fit(run.classifier, run.datamodule)
+    run.trainer.fit(run.classifier, run.datamodule, ckpt_path=run.resume_from, weights_only=True)
     return run
 
 
@@ -64,6 +64,36 @@ def test_training_is_what_it_would_have_been(compose_train: Compose, finder: lis
         assert torch.equal(weight, expected)
     assert found.trainer.global_step == plain.trainer.global_step == 4
     assert found.score == plain.score
+
+
+def test_a_resumed_run_goes_on_where_it_was(compose_train: Compose, tmp_path: Path) -> None:
+    whole = trained(compose_train(*BOTH, *QUIET, "trainer.max_epochs=3"))
+    epochs = ["trainer.max_epochs=2", f"run_dir={tmp_path}/half"]
+    trained(compose_train(*BOTH, *QUIET, *epochs))
+    rest = trained(compose_train(*BOTH, *QUIET, "trainer.max_epochs=3", f"resume={tmp_path}/half"))
+    for expected, weight in zip(weights(whole), weights(rest), strict=True):
+        assert torch.equal(weight, expected)
+    assert rest.trainer.global_step == whole.trainer.global_step == 6
+
+
+def test_a_resumed_run_goes_on_with_the_batch_that_was_applied(
+    compose_train: Compose, tmp_path: Path
+) -> None:
+    options = [*BATCH, *QUIET, "callbacks.batch_size_finder.apply=true"]
+    trained(compose_train(*options, f"run_dir={tmp_path}/half"))
+    options += ["callbacks.batch_size_finder.max_val=2"]  # all that another search could find
+    rest = trained(compose_train(*options, "trainer.max_epochs=3", f"resume={tmp_path}/half"))
+    assert rest.datamodule.batch_size == 30
+    assert rest.trainer.global_step == 3  # of all pictures each
+
+
+def test_pruning_does_not_take_what_a_finder_restores_for_a_resumed_run(
+    compose_train: Compose,
+) -> None:
+    pruning = ["callbacks=[lr_finder,pruning]", LR[1], "callbacks.pruning.at_epochs=[1]"]
+    network = "model.network._target_=callbacks.test_sparsity.Small"
+    run = trained(compose_train(*pruning, *QUIET, network))
+    assert run.trainer.global_step == 4
 
 
 def test_a_learning_rate_is_suggested_and_drawn(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import lightning as L
 from lightning.pytorch.callbacks import BatchSizeFinder
@@ -53,6 +53,15 @@ class LargestBatch(BatchSizeFinder):
             "power", steps_per_trial, init_val, max_val=self.largest + 1, max_trials=25
         )
         self.apply = apply
+        self._applied: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the size that training took, which a resumed run's config does not say."""
+        return {"batch_size": self._applied}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the size that was found before the run was stopped."""
+        self._applied = state_dict["batch_size"]
 
     def setup(
         self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str | None = None
@@ -62,8 +71,11 @@ class LargestBatch(BatchSizeFinder):
             raise UserError("batch_size_finder works on one device: give trainer.devices=1.")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find it and say it; a resumed run has it behind itself."""
-        if trainer.global_step:
+        """Find it and say it; a resumed run has it behind itself, and goes on with it."""
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.ckpt_path is not None:
+            if self.apply and self._applied is not None:
+                datamodule.batch_size = self._applied
             return
         if self.apply and trainer.lr_scheduler_configs:
             raise UserError(
@@ -71,15 +83,16 @@ class LargestBatch(BatchSizeFinder):
                 "the scheduler counts by: give scheduler=none, or apply=false and the size found "
                 "as data.batch_size."
             )
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
         configured = datamodule.batch_size
         with hardware.limited_memory(pl_module.device.type):
             super().on_fit_start(trainer, pl_module)
+        trainer.ckpt_path = None  # what was restored is the beginning of this run, not another
         if self.optimal_batch_size is None:  # trainer.fast_dev_run
             return
         pictures = len(datamodule.subsets["train"])
         found = min(self.optimal_batch_size, self.largest, pictures)
         datamodule.batch_size = found if self.apply else configured
+        self._applied = found if self.apply else None
         trainer.fit_loop._combined_loader = None  # made for the last size that was tried
         trainer.fit_loop.setup_data()
         then = f"training goes on with data.batch_size={configured}"

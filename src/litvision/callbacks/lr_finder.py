@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from litvision.errors import UserError
+from litvision.preflight import several_rates
 
 log = logging.getLogger(__name__)
 
@@ -70,19 +71,17 @@ class LRFinder(LearningRateFinder):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Run the test, draw it, and say what it suggests; a resumed run has it behind itself."""
-        if trainer.global_step:
+        if trainer.ckpt_path is not None:
             return
         if self.apply and trainer.lr_scheduler_configs:
             raise UserError(
                 "callbacks.lr_finder.apply=true and the scheduler group would both set the "
                 "learning rate: give scheduler=none, or apply=false and the rate as optimizer.lr."
             )
-        own = sorted({group["lr"] for group in trainer.optimizers[0].param_groups})
-        if len(own) > 1:
+        if rates := several_rates(trainer.optimizers[0]):
             raise UserError(
                 "callbacks.lr_finder tries one learning rate for all weights, and this optimizer "
-                f"has several ({', '.join(f'{lr:g}' for lr in own)}): give another optimizer, or "
-                "callbacks.lr_finder=null."
+                f"has several ({rates}): give another optimizer, or callbacks.lr_finder=null."
             )
         classifier: Any = pl_module
         epochs, watching = trainer.fit_loop.max_epochs, classifier.stop_if_not_finite
@@ -102,6 +101,7 @@ class LRFinder(LearningRateFinder):
             super().on_fit_start(trainer, pl_module)
         finally:
             del classifier.training_step  # the class's own is there again
+            trainer.ckpt_path = None  # what was restored is the beginning of this run, not another
             trainer.fit_loop.max_epochs = epochs
             classifier.stop_if_not_finite = watching
         if self.optimal_lr is None:  # trainer.fast_dev_run
