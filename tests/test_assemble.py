@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,11 +9,12 @@ import torch
 from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from omegaconf import OmegaConf
+from torch import nn
 
 from conftest import Compose
 from litvision.assemble import assemble, total_steps
 from litvision.errors import UserError
-from litvision.preflight import check_strategy, try_optimizer
+from litvision.preflight import check_strategy, try_optimizer, unfit_for_muon
 
 
 def test_assemble_builds_what_the_config_says_and_saves_it_resolved(compose_train: Compose) -> None:
@@ -157,6 +159,39 @@ def test_a_schedule_may_name_each_rate(compose_train: Compose) -> None:
     cfg = compose_train(*MUON, *one_cycle, "scheduler.max_lr=[0.05,0.5,0.01]")
     cfg.total_steps = 100
     try_optimizer(cfg)
+
+
+FILTERS = nn.Conv2d(3, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "sentence"),
+    [
+        (nn.Linear(3, 2), [], r"optimizer\.lr is the learning rate of filters, and .* has none: "),
+        (
+            FILTERS,
+            [],
+            r"optimizer\.keep_norm=true scales filters down, .* give optimizer\.keep_norm",
+        ),
+        (FILTERS, ["optimizer.keep_norm=false"], None),
+        (FILTERS, ["optimizer=sgd"], None),
+        (nn.Sequential(FILTERS, nn.GroupNorm(2, 4)), [], None),
+    ],
+)
+def test_what_muon_does_nothing_for_is_said(
+    compose_train: Compose, network: nn.Module, options: list[str], sentence: str | None
+) -> None:
+    said = unfit_for_muon(network, compose_train("optimizer=muon", *options))
+    assert len(said) == (sentence is not None)
+    assert not sentence or re.match(sentence, said[0])
+
+
+def test_the_start_of_a_run_says_it(
+    compose_train: Compose, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = "model.network._target_=tiny.TinyLinear"
+    assemble(compose_train("optimizer=muon", network))
+    assert "rate of filters, and the network has none" in caplog.text
 
 
 @pytest.mark.parametrize(

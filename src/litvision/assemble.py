@@ -38,6 +38,7 @@ from litvision.preflight import (
     try_network,
     try_one_picture,
     try_optimizer,
+    unfit_for_muon,
 )
 from litvision.scaling import check_scaled, scale_learning_rate
 
@@ -140,6 +141,8 @@ def assemble(cfg: DictConfig) -> Run:
             log.info(f"Another run of it may end otherwise: {'; '.join(reasons)}")
         if cfg.num_classes == 1:
             log.warning("There is one class only: nothing to tell apart, and nothing to learn.")
+        for sentence in unfit_for_muon(classifier.network, cfg):
+            log.warning(sentence)
         if scaled:
             log.info(scaled)
         if initialized:

@@ -22,6 +22,7 @@ from litvision.classifier import METRICS, ImageClassifier
 from litvision.commandline import first_line
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
+from litvision.optimizers import Muon
 from litvision.records import flat
 from litvision.validation import check, check_keys, check_value
 
@@ -127,6 +128,25 @@ def check_strategy(strategy: Strategy, cfg: DictConfig) -> None:
             f"trainer=fsdp leaves each device a piece of the weights, and {' and '.join(what)} "
             "needs whole filters: give trainer=ddp, or train without."
         )
+
+
+def unfit_for_muon(network: torch.nn.Module, cfg: DictConfig) -> list[str]:
+    """Return a sentence for each option of Muon that does nothing, or harm, for this network."""
+    optimizer = trial_optimizer(cfg)
+    if not isinstance(optimizer, Muon):
+        return []
+    if not any(weight.ndim >= 4 for weight in network.parameters()):
+        return [
+            "optimizer.lr is the learning rate of filters, and the network has none: what counts "
+            "is optimizer.lr_linear and optimizer.lr_vector."
+        ]
+    normalized = any("Norm" in type(module).__name__ for module in network.modules())
+    if optimizer.param_groups[0]["keep_norm"] and not normalized:
+        return [
+            "optimizer.keep_norm=true scales filters down, which normalisation would make good, "
+            "and the network has none: give optimizer.keep_norm=false."
+        ]
+    return []
 
 
 def same_run(before: dict[str, Any], now: dict[str, Any]) -> None:
