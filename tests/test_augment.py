@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litvision.augment import mix, trivial_augment
-from litvision.batches import Images
+from litvision.batches import Images, brighten
 from litvision.classifier import ImageClassifier
 from litvision.datamodule import ImageDataModule
 from tiny import TinyLinear
@@ -100,6 +100,30 @@ def test_cutout_is_half_the_side_unless_told(options: Any, side: int) -> None:
     assert int(there.max()) == 0
     assert int(gone.max()) == side * side
     assert int(gone.min()) > 0
+
+
+def test_brightness_and_contrast_are_uniform_over_their_range() -> None:
+    seeds = torch.randint(2**31, (20_000,), generator=torch.Generator().manual_seed(0))
+    images = torch.stack([torch.zeros(20_000), torch.ones(20_000)], dim=1)[..., None, None]
+    found = brighten(images.clone(), seeds, brightness=0.5, contrast=0.2)[:, :, 0, 0]
+    factor = found[:, 1] - found[:, 0]
+    added = found[:, 0] / factor
+    for value, low, high in ((added, -0.5, 0.5), (factor, 0.8, 1.2)):
+        counts = torch.histc(value, bins=10, min=low, max=high)
+        assert counts.sum() == 20_000
+        assert ((counts - 2000).abs() < 200).all()  # more than four standard deviations
+    assert abs(float(torch.corrcoef(torch.stack([added, factor]))[0, 1])) < 0.03
+
+
+@pytest.mark.parametrize("option", ["brightness", "contrast"])
+def test_brightness_or_contrast_alone_changes_pictures(option: str) -> None:
+    for plain, changed in zip(epoch(), epoch(**{option: 0.3}), strict=True):
+        difference = changed.images - plain.images
+        added = difference[:, :1, :1, :1]
+        if option == "brightness":  # the same number everywhere in a picture
+            torch.testing.assert_close(difference, added.expand_as(difference), atol=1e-5, rtol=0)
+        assert (difference.abs().amax((1, 2, 3)) > 0).all()
+        assert len(added.unique()) == len(added)
 
 
 def test_validation_and_test_are_left_alone() -> None:

@@ -181,6 +181,8 @@ def slowly(picture: np.ndarray, draws: list[int], options: dict[str, Any]) -> np
     for channel in range(channels):
         mean, std = options["mean"][channel], options["std"][channel]
         result[channel] = (picture[..., channel] / 255 - mean) / std
+    up, more = (draws[5] >> 16) / 2**14 - 1, draws[5] % 2**16 / 2**15 - 1
+    result = (result + options["brightness"] * up) * (1 + options["contrast"] * more)
     if options["cutout"]:
         side = options["cutout"]
         for y in range(height):
@@ -210,6 +212,8 @@ def test_augmentation_is_that_of_each_picture_by_itself(data: st.DataObject) -> 
         "padding_mode": data.draw(st.sampled_from(["zero", "reflect"])),
         "flip": data.draw(st.booleans()),
         "cutout": data.draw(st.integers(0, 11)),
+        "brightness": data.draw(st.sampled_from([0.0, 0.3, 2.0])),
+        "contrast": data.draw(st.sampled_from([0.0, 0.4])),
         "mean": [data.draw(st.floats(0, 1)) for _ in range(3)],
         "std": [data.draw(st.floats(0.05, 2)) for _ in range(3)],
     }
@@ -227,7 +231,9 @@ def test_augmentation_is_that_of_each_picture_by_itself(data: st.DataObject) -> 
     low, high = ((value - torch.tensor(options["mean"])) / torch.tensor(options["std"])
                  for value in (0, 1))  # fmt: skip
     zero = torch.zeros(3)  # where it is cut out
-    bottom, top = torch.minimum(low, zero), torch.maximum(high, zero)
+    up, more = options["brightness"], 1 + options["contrast"]
+    bottom = torch.minimum((low - up) * more, zero)
+    top = torch.maximum((high + up) * more, zero)
     assert (batch.images.amin((0, 2, 3)) >= bottom - 1e-4).all()
     assert (batch.images.amax((0, 2, 3)) <= top + 1e-4).all()
     for number in range(count):

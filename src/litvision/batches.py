@@ -99,7 +99,7 @@ class Batch(NamedTuple):
 
 
 # Random numbers a picture: crop row, crop column, flip, cutout row, cutout column, and a seed for
-# what torchvision draws itself.
+# what torchvision draws itself, or else, by its upper and lower bits, brightness and contrast.
 DRAWS = 6
 
 
@@ -323,6 +323,21 @@ def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:
 
     square = inside(rows, h)[:, None, :, None] & inside(columns, w)[:, None, None, :]
     return images.masked_fill_(square, 0.0)
+
+
+def brighten(images: Tensor, seeds: Tensor, brightness: float, contrast: float) -> Tensor:
+    """Add a random number to every picture, then multiply it by another.
+
+    Args:
+        images: float `[B, C, H, W]`, normalised; changed in place.
+        seeds: int64 `[B]`, uniform in 0 to 2^31 - 1, what each picture's numbers are drawn from.
+        brightness: what is added is uniform between minus this and this, in standard deviations.
+        contrast: what multiplies is uniform between 1 minus this and 1 plus this.
+    """
+    first, second = (seeds >> 16) / 2**14 - 1, (seeds & 0xFFFF) / 2**15 - 1
+    images += (brightness * first)[:, None, None, None]
+    images *= (1 + contrast * second)[:, None, None, None]
+    return images
 
 
 def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:

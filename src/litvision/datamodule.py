@@ -21,6 +21,7 @@ from litvision.batches import (
     Padding,
     PlanSampler,
     Subset,
+    brighten,
     channel_statistics,
     crop,
     cutout,
@@ -90,6 +91,9 @@ class ImageDataModule(L.LightningDataModule):
             "cutout": a random square of each picture set to the mean colour; None: neither.
         cutout: side of that square in pixels, with or without `augment`; 0: none, or with
             `augment="cutout"` half the picture's shorter side.
+        brightness: add a number to every picture, uniform up to this many standard deviations up
+            or down.
+        contrast: then multiply it by a number, uniform up to this far from 1.
         mix: "mixup" or "cutmix": each training picture blended with another, and their labels.
         mix_alpha: their shares are drawn from Beta(alpha, alpha).
         mean, std: per channel, in units of 0 to 1; None: the data set's published values, else
@@ -117,6 +121,8 @@ class ImageDataModule(L.LightningDataModule):
         flip: bool | Literal["alternating"] = True,
         augment: Augment | None = None,
         cutout: Annotated[int, Field(ge=0)] = 0,
+        brightness: Annotated[float, Field(ge=0)] = 0.0,
+        contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         mix: Mix | None = None,
         mix_alpha: Annotated[float, Field(gt=0)] = 1.0,
         mean: list[float] | None = None,
@@ -138,6 +144,8 @@ class ImageDataModule(L.LightningDataModule):
         self.flip = flip
         self.augment = augment
         self.cutout = cutout
+        self.brightness = brightness
+        self.contrast = contrast
         self.mix = mix
         self.mix_alpha = mix_alpha
         self.mean = mean
@@ -299,8 +307,9 @@ class ImageDataModule(L.LightningDataModule):
             # Loader processes ask for batches before Lightning sets the epoch of a resumed run.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             order.set_epoch(progress.processed)
-        any_of_them = self.padding or self.flip or self.cutout or self.augment or self.mix
-        augment = training and bool(any_of_them)
+        moved = self.padding or self.flip
+        changed = self.cutout or self.augment or self.brightness or self.contrast or self.mix
+        augment = training and bool(moved or changed)
         alternate = self.flip == "alternating"
         return PlanSampler(order, batch_size, rank, world_size, augment, alternate)
 
@@ -361,6 +370,8 @@ class ImageDataModule(L.LightningDataModule):
         if draws is not None and self.augment == "trivial":
             pixels = trivial_augment(pixels, draws[:, 5])
         images = normalize(pixels, self._mean, self._std)
+        if draws is not None and (self.brightness or self.contrast):
+            images = brighten(images, draws[:, 5], self.brightness, self.contrast)
         if draws is not None and (self.cutout or self.augment == "cutout"):
             h, w = images.shape[2:]
             rows, columns = draws[:, 3] % h, draws[:, 4] % w

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from litvision.networks.speednet import EPSILON, SpeedNet
+from litvision.networks.speednet import Gate, SpeedNet
 
 
 @pytest.fixture
@@ -40,10 +40,47 @@ def test_whitened_patches_are_uncorrelated_and_of_one_variance(
     answers = F.conv2d(images, filters).transpose(0, 1).flatten(1)
     assert torch.equal(filters[12:], -filters[:12])
     moments = answers[:12] @ answers[:12].T / answers.shape[1]
-    # s / (s + EPSILON) on the diagonal for a direction of variance s.
+    # s / (s + epsilon) on the diagonal for a direction of variance s.
     patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1)
     values = torch.linalg.eigvalsh(patches.T @ patches / len(patches))
-    torch.testing.assert_close(moments, torch.diag(values / (values + EPSILON)), atol=1e-3, rtol=0)
+    torch.testing.assert_close(moments, torch.diag(values / (values + 5e-4)), atol=1e-3, rtol=0)
+
+
+def test_epsilon_keeps_a_direction_of_little_variance_small(images: torch.Tensor) -> None:
+    norms = []
+    for epsilon in (5e-4, 10.0):
+        network = SpeedNet(epsilon=epsilon)
+        network.whiten(images)
+        norms.append(network.whitening.weight.flatten(1).norm(dim=1).max())
+    patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1)
+    least = torch.linalg.eigvalsh(patches.T @ patches / len(patches)).min()
+    torch.testing.assert_close(norms[0], 1 / (least + 5e-4).sqrt(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(norms[1], 1 / (least + 10.0).sqrt(), rtol=1e-3, atol=0)
+
+
+def test_a_gate_scales_each_channel_by_the_means_of_all() -> None:
+    gate = Gate(3)
+    with torch.no_grad():
+        gate.conv.weight.copy_(
+            torch.tensor([[1.0, 0, 0], [0, 0, -2.0], [0, 0, 0]])[..., None, None]
+        )
+    x = torch.randn(5, 3, 4, 4)
+    means = x.mean((2, 3))
+    factors = [2 / (1 + torch.exp(-means[:, 0])), 2 / (1 + torch.exp(2 * means[:, 2]))]
+    expected = x * torch.stack([*factors, torch.ones(5)], dim=1)[..., None, None]
+    torch.testing.assert_close(gate(x), expected)
+
+
+def test_each_group_has_a_gate_where_asked_for(network: SpeedNet) -> None:
+    plain = set(network.state_dict())
+    gated = SpeedNet(gates=True)
+    added = {f"groups.{group}.gate.conv.weight" for group in range(3)}
+    assert set(gated.state_dict()) - plain == added
+    x = torch.randn(2, 3, 32, 32)
+    before = gated(x)
+    with torch.no_grad():
+        gated.groups[0].gate.conv.weight.zero_()
+    assert not torch.allclose(gated(x), before)
 
 
 def test_many_pictures_are_whitened_a_few_at_a_time(

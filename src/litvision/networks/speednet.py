@@ -14,7 +14,6 @@ from litvision.networks.convolution import Conv2d
 
 SMALLEST_SIDE = 9  # below it, nothing is left after three poolings
 PATCHED_VALUES = 2_000_000  # of pictures, taken apart at a time: 128 MB of patches in float64
-EPSILON = 5e-4  # added to the variance of a direction of the patches, so that none is blown up
 
 
 class SpeedNet(nn.Module):
@@ -36,6 +35,9 @@ class SpeedNet(nn.Module):
         num_classes: number of logits.
         in_channels: channels of the pictures.
         widths: channels of the three groups.
+        epsilon: added to the variance of each direction of the patches, so that one that holds
+            little but noise, as colour within a 2x2 patch of a JPEG, is not blown up.
+        gates: let each group weigh its channels by the whole picture, see `Gate`.
     """
 
     def __init__(
@@ -43,13 +45,16 @@ class SpeedNet(nn.Module):
         num_classes: Annotated[int, Field(ge=1)] = 10,
         in_channels: Annotated[int, Field(ge=1)] = 3,
         widths: Annotated[Sequence[int], Field(min_length=3, max_length=3)] = (64, 256, 256),
+        epsilon: Annotated[float, Field(gt=0)] = 5e-4,
+        gates: bool = False,
     ) -> None:
         super().__init__()
+        self.epsilon = epsilon
         patch = in_channels * 2 * 2
         self.whitening = nn.Conv2d(in_channels, 2 * patch, kernel_size=2)
         self.whitening.weight.requires_grad_(False)
         self.groups = nn.ModuleList(
-            ConvGroup(before, after)
+            ConvGroup(before, after, gates)
             for before, after in zip((2 * patch, *widths), widths, strict=False)
         )
         self.fc = nn.Linear(widths[-1], num_classes, bias=False)
@@ -61,7 +66,7 @@ class SpeedNet(nn.Module):
         """Compute the filters of the first layer.
 
         With the eigenvectors v and eigenvalues s of the patches' second moments, they are
-        v / sqrt(s + EPSILON) and the negatives of these.
+        v / sqrt(s + epsilon) and the negatives of these.
 
         Args:
             images: normalised training pictures, float `[N, in_channels, H, W]`, H and W at
@@ -75,7 +80,7 @@ class SpeedNet(nn.Module):
             patches = F.unfold(part.double(), size).transpose(1, 2).flatten(0, 1)
             moments, count = moments + patches.T @ patches, count + len(patches)
         values, vectors = torch.linalg.eigh(moments / count)
-        filters = (vectors / (values + EPSILON).sqrt()).T.unflatten(1, (-1, *size))
+        filters = (vectors / (values + self.epsilon).sqrt()).T.unflatten(1, (-1, *size))
         self.whitening.weight.copy_(torch.cat((filters, -filters)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,19 +115,37 @@ class ConvGroup(nn.Module):
     at 7x7 that is a quarter of its work.
     """
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, gate: bool = False) -> None:
         super().__init__()
         self.conv1 = identity_convolution(in_channels, channels, padding=0)
         self.norm1 = normalization(channels)
         self.conv2 = identity_convolution(channels, channels)
         self.norm2 = normalization(channels)
+        self.gate = Gate(channels) if gate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve, pool, normalise; convolve, normalise."""
+        """Convolve, pool, normalise; convolve, normalise; weigh."""
         h, w = x.shape[2:]
         x = self.conv1(F.pad(x, (1, 1 - w % 2, 1, 1 - h % 2)))
         x = F.gelu(self.norm1(F.max_pool2d(x, 2)))
-        return F.gelu(self.norm2(self.conv2(x)))
+        return self.gate(F.gelu(self.norm2(self.conv2(x))))
+
+
+class Gate(nn.Module):
+    """Multiplies each channel by what a linear layer makes of all channels' means over the picture.
+
+    Squeeze-and-excitation (Hu et al. 2018, arXiv 1709.01507) with one layer instead of two with a
+    bottleneck, which costs accuracy (Wang et al. 2020, arXiv 1910.03151), and with factors between
+    0 and 2, so that they begin near 1. `[N, channels, H, W]` to the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, each channel scaled."""
+        return x * (2 * torch.sigmoid(self.conv(x.mean((2, 3), keepdim=True))))
 
 
 def identity_convolution(in_channels: int, channels: int, padding: int = 1) -> Conv2d:
