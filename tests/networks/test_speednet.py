@@ -58,6 +58,19 @@ def test_epsilon_keeps_a_direction_of_little_variance_small(images: torch.Tensor
     torch.testing.assert_close(norms[1], 1 / (least + 10.0).sqrt(), rtol=1e-3, atol=0)
 
 
+def test_the_directions_of_largest_variance_are_kept(images: torch.Tensor) -> None:
+    some, every = SpeedNet(directions=5), SpeedNet()
+    for network in (some, every):
+        network.whiten(images)
+    kept, there = some.whitening.weight, every.whitening.weight[:12]
+    assert torch.equal(kept, torch.cat((there[7:], -there[7:])))
+    norms = there.flatten(1).norm(dim=1)  # one over the standard deviation
+    assert norms[7:].max() < norms[:7].min()
+    assert some(images[:2]).shape == (2, 10)
+    with pytest.raises(ValueError, match="directions=13: 2x2 patches of 3 channels have 12"):
+        SpeedNet(directions=13)
+
+
 def test_a_gate_scales_each_channel_by_the_means_of_all() -> None:
     gate = Gate(3)
     with torch.no_grad():
@@ -71,16 +84,17 @@ def test_a_gate_scales_each_channel_by_the_means_of_all() -> None:
     torch.testing.assert_close(gate(x), expected)
 
 
-def test_each_group_has_a_gate_where_asked_for(network: SpeedNet) -> None:
+def test_each_group_has_gates_where_asked_for(network: SpeedNet) -> None:
     plain = set(network.state_dict())
     gated = SpeedNet(gates=True)
-    added = {f"groups.{group}.gate.conv.weight" for group in range(3)}
-    assert set(gated.state_dict()) - plain == added
+    names = [f"groups.{group}.gate{gate}.conv.weight" for group in range(3) for gate in (1, 2)]
+    assert set(gated.state_dict()) - plain == set(names)
     x = torch.randn(2, 3, 32, 32)
-    before = gated(x)
-    with torch.no_grad():
-        gated.groups[0].gate.conv.weight.zero_()
-    assert not torch.allclose(gated(x), before)
+    for name in names:  # each is used
+        before = gated(x)
+        with torch.no_grad():
+            gated.get_parameter(name).zero_()
+        assert not torch.allclose(gated(x), before)
 
 
 def test_many_pictures_are_whitened_a_few_at_a_time(
