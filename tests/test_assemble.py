@@ -14,7 +14,8 @@ from torch import nn
 from conftest import Compose
 from litvision.assemble import assemble, total_steps
 from litvision.errors import UserError
-from litvision.preflight import check_strategy, try_optimizer, unfit_for_muon
+from litvision.optimizers import unfit_for_muon
+from litvision.preflight import check_strategy, trial_optimizer, try_optimizer
 
 
 def test_assemble_builds_what_the_config_says_and_saves_it_resolved(compose_train: Compose) -> None:
@@ -181,7 +182,7 @@ FILTERS = nn.Conv2d(3, 4, 3)
 def test_what_muon_does_nothing_for_is_said(
     compose_train: Compose, network: nn.Module, options: list[str], sentence: str | None
 ) -> None:
-    said = unfit_for_muon(network, compose_train("optimizer=muon", *options))
+    said = unfit_for_muon(network, trial_optimizer(compose_train("optimizer=muon", *options)))
     assert len(said) == (sentence is not None)
     assert not sentence or re.match(sentence, said[0])
 

@@ -26,6 +26,7 @@ from litvision.datamodule import ImageDataModule
 from litvision.determinism import obstacles
 from litvision.errors import UserError
 from litvision.initialize import IMAGENET, initialize
+from litvision.optimizers import unfit_for_muon
 from litvision.preflight import (
     ANY,
     build,
@@ -38,7 +39,6 @@ from litvision.preflight import (
     try_network,
     try_one_picture,
     try_optimizer,
-    unfit_for_muon,
 )
 from litvision.scaling import check_scaled, scale_learning_rate
 
@@ -111,7 +111,7 @@ def assemble(cfg: DictConfig) -> Run:
         cfg.num_classes = len(datamodule.classes)
         cfg.image_size = list(datamodule.image_size)
         cfg.total_steps = total_steps(trainer, datamodule)
-    try_optimizer(cfg)
+    trial = try_optimizer(cfg)
     # Only now: the initial weights depend on the seed alone, not on how the data were read.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     with parts("model"):
@@ -141,7 +141,7 @@ def assemble(cfg: DictConfig) -> Run:
             log.info(f"Another run of it may end otherwise: {'; '.join(reasons)}")
         if cfg.num_classes == 1:
             log.warning("There is one class only: nothing to tell apart, and nothing to learn.")
-        for sentence in unfit_for_muon(classifier.network, cfg):
+        for sentence in unfit_for_muon(classifier.network, trial):
             log.warning(sentence)
         if scaled:
             log.info(scaled)

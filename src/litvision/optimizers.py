@@ -1,4 +1,4 @@
-"""Optimizers that torch does not have."""
+"""Optimizers that torch does not have, and what to know of any before training with it."""
 
 from __future__ import annotations
 
@@ -154,3 +154,27 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
         square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
     return x.T if tall else x
+
+
+def several_rates(optimizer: Optimizer) -> str:
+    """Return the learning rates of the kinds of weights; "" where all have the same."""
+    rates = sorted({float(group["lr"]) for group in optimizer.param_groups})
+    return ", ".join(f"{rate:g}" for rate in rates) if len(rates) > 1 else ""
+
+
+def unfit_for_muon(network: torch.nn.Module, optimizer: Optimizer) -> list[str]:
+    """Return a sentence for an option of Muon that does nothing, or harm, for this network."""
+    if not isinstance(optimizer, Muon):
+        return []
+    if not any(weight.ndim >= 4 for weight in network.parameters()):
+        return [
+            "optimizer.lr is the learning rate of filters, and the network has none: what counts "
+            "is optimizer.lr_linear and optimizer.lr_vector."
+        ]
+    normalized = any("Norm" in type(module).__name__ for module in network.modules())
+    if optimizer.param_groups[0]["keep_norm"] and not normalized:
+        return [
+            "optimizer.keep_norm=true scales filters down, which normalisation would make good, "
+            "and the network has none: give optimizer.keep_norm=false."
+        ]
+    return []

@@ -22,7 +22,7 @@ from litvision.classifier import METRICS, ImageClassifier
 from litvision.commandline import first_line
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
-from litvision.optimizers import Muon
+from litvision.optimizers import several_rates
 from litvision.records import flat
 from litvision.validation import check, check_keys, check_value
 
@@ -78,17 +78,15 @@ def trial_optimizer(cfg: DictConfig) -> Optimizer:
     return built
 
 
-def several_rates(optimizer: Optimizer) -> str:
-    """Return the learning rates of the kinds of weights; "" where all have the same."""
-    rates = sorted({float(group["lr"]) for group in optimizer.param_groups})
-    return ", ".join(f"{rate:g}" for rate in rates) if len(rates) > 1 else ""
+def try_optimizer(cfg: DictConfig) -> Optimizer:
+    """Build optimizer and schedule for one number of each kind: they know their own ranges.
 
-
-def try_optimizer(cfg: DictConfig) -> None:
-    """Build optimizer and schedule for one number of each kind: they know their own ranges."""
+    Returns:
+        that optimizer.
+    """
     optimizer = trial_optimizer(cfg)
     if cfg.scheduler is None:
-        return
+        return optimizer
     rates = several_rates(optimizer)
     if rates and not isinstance(cfg.scheduler.get("max_lr", []), list | ListConfig):
         raise UserError(
@@ -108,6 +106,7 @@ def try_optimizer(cfg: DictConfig) -> None:
             f"scheduler: {' '.join(str(error).split())} (for {cfg.total_steps} steps). Change the "
             "schedule's options, or trainer.max_epochs or trainer.max_steps."
         ) from error
+    return optimizer
 
 
 def check_strategy(strategy: Strategy, cfg: DictConfig) -> None:
@@ -128,25 +127,6 @@ def check_strategy(strategy: Strategy, cfg: DictConfig) -> None:
             f"trainer=fsdp leaves each device a piece of the weights, and {' and '.join(what)} "
             "needs whole filters: give trainer=ddp, or train without."
         )
-
-
-def unfit_for_muon(network: torch.nn.Module, cfg: DictConfig) -> list[str]:
-    """Return a sentence for each option of Muon that does nothing, or harm, for this network."""
-    optimizer = trial_optimizer(cfg)
-    if not isinstance(optimizer, Muon):
-        return []
-    if not any(weight.ndim >= 4 for weight in network.parameters()):
-        return [
-            "optimizer.lr is the learning rate of filters, and the network has none: what counts "
-            "is optimizer.lr_linear and optimizer.lr_vector."
-        ]
-    normalized = any("Norm" in type(module).__name__ for module in network.modules())
-    if optimizer.param_groups[0]["keep_norm"] and not normalized:
-        return [
-            "optimizer.keep_norm=true scales filters down, which normalisation would make good, "
-            "and the network has none: give optimizer.keep_norm=false."
-        ]
-    return []
 
 
 def same_run(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
 
 from litvision.errors import UserError
-from litvision.preflight import several_rates, trial_optimizer
+from litvision.optimizers import several_rates
+from litvision.preflight import trial_optimizer
 from litvision.validation import check_value
 
 WORD = "auto_scaled"

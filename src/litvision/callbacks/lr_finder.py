@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from litvision.errors import UserError
-from litvision.preflight import several_rates
+from litvision.optimizers import several_rates
 
 log = logging.getLogger(__name__)
 
