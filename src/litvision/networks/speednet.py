@@ -26,7 +26,7 @@ class SpeedNet(nn.Module):
       with the opposite sign, computed once from training pictures by `whiten` and never trained;
     - convolutions that begin as the identity on as many channels as they take, filled up with
       random ones, so that the signal is there from the first step;
-    - batch normalisation without gains, whose running averages follow quickly;
+    - batch normalisation without gains;
     - logits divided by the number of features, which keeps the first answers unsure.
 
     Until `whiten` is called, the first layer's filters are random.
@@ -37,13 +37,8 @@ class SpeedNet(nn.Module):
         widths: channels of the three groups.
         epsilon: added to the variance of each direction of the patches, so that one that holds
             little but noise, as colour within a 2x2 patch of a JPEG, is not blown up.
-        directions: how many to look at, those of the largest variance, of the 4 for each of
-            `in_channels`; None: at all.
         gates: weigh channels by the whole picture after each convolution but the first, see
             `Gate`.
-
-    Raises:
-        ValueError: there are not so many directions.
     """
 
     def __init__(
@@ -52,23 +47,16 @@ class SpeedNet(nn.Module):
         in_channels: Annotated[int, Field(ge=1)] = 3,
         widths: Annotated[Sequence[int], Field(min_length=3, max_length=3)] = (64, 256, 256),
         epsilon: Annotated[float, Field(gt=0)] = 5e-4,
-        directions: Annotated[int, Field(ge=1)] | None = None,
         gates: bool = False,
     ) -> None:
         super().__init__()
-        patch = in_channels * 2 * 2
-        directions = directions or patch
-        if directions > patch:
-            raise ValueError(
-                f"directions={directions}: 2x2 patches of {in_channels} channels have {patch}"
-            )
+        whitened = 2 * in_channels * 2 * 2
         self.epsilon = epsilon
-        self.directions = directions
-        self.whitening = nn.Conv2d(in_channels, 2 * directions, kernel_size=2)
+        self.whitening = nn.Conv2d(in_channels, whitened, kernel_size=2)
         self.whitening.weight.requires_grad_(False)
         self.groups = nn.ModuleList(
             ConvGroup(before, after, gates)
-            for before, after in zip((2 * directions, *widths), widths, strict=False)
+            for before, after in zip((whitened, *widths), widths, strict=False)
         )
         self.fc = nn.Linear(widths[-1], num_classes, bias=False)
         with torch.no_grad():
@@ -79,7 +67,7 @@ class SpeedNet(nn.Module):
         """Compute the filters of the first layer.
 
         With the eigenvectors v and eigenvalues s of the patches' second moments, they are
-        v / sqrt(s + epsilon) and the negatives of these, for the `directions` largest s.
+        v / sqrt(s + epsilon) and the negatives of these.
 
         Args:
             images: normalised training pictures, float `[N, in_channels, H, W]`, H and W at
@@ -94,7 +82,6 @@ class SpeedNet(nn.Module):
             moments, count = moments + patches.T @ patches, count + len(patches)
         values, vectors = torch.linalg.eigh(moments / count)
         filters = (vectors / (values + self.epsilon).sqrt()).T.unflatten(1, (-1, *size))
-        filters = filters[-self.directions :]  # the values ascend
         self.whitening.weight.copy_(torch.cat((filters, -filters)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,6 +165,6 @@ def identity_convolution(in_channels: int, channels: int, padding: int = 1) -> C
 
 def normalization(channels: int) -> nn.BatchNorm2d:
     """Batch normalisation with a bias but no gain: the next layer's filters can scale as well."""
-    layer = nn.BatchNorm2d(channels, eps=1e-12, momentum=0.4)
+    layer = nn.BatchNorm2d(channels, eps=1e-12)
     layer.weight.requires_grad_(False)
     return layer
