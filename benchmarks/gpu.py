@@ -22,8 +22,8 @@ from benchmarks.ours import Every, build
 from benchmarks.pictures import Pictures
 from benchmarks.plain import loader, network
 from benchmarks.step import MULTIPLY_ADDS
-from litvision.batches import crop, flip
 from litvision.datamodule import ImageDataModule
+from litvision.transforms import crop, flip
 
 BATCHES = (128, 512, 1024)
 MODES = {"eager": "false", "compiled": "true", "compiled, CUDA graphs": "reduce-overhead"}

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from litvision.augment import mix, trivial_augment
-from litvision.batches import Images, brighten
+from litvision.batches import Images
 from litvision.classifier import ImageClassifier
 from litvision.datamodule import ImageDataModule
+from litvision.transforms import brighten
 from tiny import TinyLinear
 
 CLASSES = ("a", "b", "c")

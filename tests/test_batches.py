@@ -12,10 +12,6 @@ from litvision.batches import (
     PlanSampler,
     Subset,
     channel_statistics,
-    crop,
-    cutout,
-    flip,
-    normalize,
     random_stream,
     split_stratified,
 )
@@ -120,55 +116,6 @@ def test_split_is_disjoint_complete_stratified_and_drawn_from_the_seed(fraction:
     assert counts == [round(40 * fraction), round(20 * fraction), 1]
     assert torch.equal(split_stratified(labels, fraction, seed=1)[1], second)
     assert not torch.equal(split_stratified(labels, fraction, seed=2)[1], second)
-
-
-@pytest.mark.parametrize("mode", ["zero", "reflect"])
-@pytest.mark.parametrize("padding", [1, 4])
-def test_crop_equals_numpy_padding_and_slicing(pixels: Tensor, mode: str, padding: int) -> None:
-    b, h, w, _ = pixels.shape
-    rows = torch.randint(0, 2 * padding + 1, (b,))
-    columns = torch.randint(0, 2 * padding + 1, (b,))
-    found = crop(pixels, rows, columns, padding, mode)
-    around = ((padding, padding), (padding, padding), (0, 0))
-    for k in range(b):
-        how = {"mode": "constant" if mode == "zero" else "reflect"}
-        padded = np.pad(pixels[k].numpy(), around, **how)
-        window = padded[rows[k] : rows[k] + h, columns[k] : columns[k] + w]
-        np.testing.assert_array_equal(found[k].numpy(), window)
-    assert found.dtype == torch.uint8
-
-
-def test_a_border_wider_than_the_picture_reflects_on(pixels: Tensor) -> None:
-    zero = torch.zeros(6, dtype=torch.int64)
-    found = crop(pixels, zero, zero, padding=9, mode="reflect")
-    padded = np.pad(pixels[0].numpy(), ((9, 9), (9, 9), (0, 0)), mode="reflect")
-    np.testing.assert_array_equal(found[0].numpy(), padded[:5, :7])
-
-
-def test_flip_mirrors_only_the_pictures_asked_for(pixels: Tensor) -> None:
-    mirrored = torch.tensor([True, False, True, False, False, True])
-    found = flip(pixels, mirrored)
-    for k in range(6):
-        assert torch.equal(found[k], pixels[k].flip(1) if mirrored[k] else pixels[k])
-
-
-def test_cutout_zeroes_a_square_that_the_edge_may_cut() -> None:
-    images = torch.ones(2, 3, 8, 8)
-    found = cutout(images, torch.tensor([4, 0]), torch.tensor([4, 7]), size=4)
-    assert (found[0] == 0).sum() == 3 * 16
-    assert (found[0, :, 2:6, 2:6] == 0).all()
-    assert (found[1, :, :2, 5:] == 0).all()
-    assert (found[1] == 0).sum() == 3 * 2 * 3
-
-
-def test_normalize_equals_the_formula_and_is_channels_last(pixels: Tensor) -> None:
-    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.25])
-    found = normalize(pixels, mean, std)
-    expected = (pixels.permute(0, 3, 1, 2).double() / 255 - mean[:, None, None]) / std[
-        :, None, None
-    ]
-    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
-    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_channel_statistics_equal_those_of_a_float_copy(pixels: Tensor) -> None:

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 from conftest import Compose, Run
 from litvision.assemble import Run as Assembled
 from litvision.assemble import assemble
-from litvision.batches import normalize
 from litvision.commandline import CONF
 from litvision.errors import UserError
+from litvision.transforms import normalize
 from test_datamodule import datamodule, epoch
 
 QUIET = ["logger=none", "callbacks.progress_bar=null", "callbacks.model_summary=null"]
@@ -77,12 +77,25 @@ def test_the_first_layer_is_whitened_with_the_training_pictures_once(tmp_path: P
     chosen = torch.tensor([k * len(subset) // 50 for k in range(50)])
     assert len(labels[chosen].unique()) == 10  # also where pictures are sorted by class
     pixels = subset.images.pixels[subset.indices[chosen]]
-    twin.whiten(normalize(pixels, torch.tensor(data.mean), torch.tensor(data.std)))
+    twin.whiten([normalize(pixels, torch.tensor(data.mean), torch.tensor(data.std))])
     torch.testing.assert_close(network.whitening.weight, twin.whitening.weight)
     assert not network.whitening.bias.requires_grad  # after two epochs
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     saved = last["state_dict"]["network.whitening.bias"]
     assert torch.equal(saved, network.whitening.bias)
+
+
+def test_few_pictures_at_a_time_are_normalized_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = speedrun(tmp_path, "callbacks.whitening.pictures=50", "trainer.max_epochs=1")
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        run.classifier.network, "whiten", lambda batches: sizes.extend(map(len, batches))
+    )
+    monkeypatch.setattr("litvision.callbacks.whitening.VALUES", 16 * 32 * 32 * 3)
+    run.trainer.fit(run.classifier, run.datamodule)
+    assert sizes == [16, 16, 16, 2]
 
 
 @pytest.mark.parametrize("finder", ["lr_finder", "batch_size_finder"])

@@ -1,4 +1,4 @@
-"""Pictures in memory, the order in which an epoch visits them, and what is done to a batch.
+"""Pictures in memory, and the order in which an epoch visits them.
 
 Everything random here is drawn from `(seed, epoch, batch)` alone and never from what ran before.
 That one rule gives exact reruns, exact resuming, and the same data whatever the number of loader
@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-
-Padding = Literal["zero", "reflect"]
 
 
 @dataclass(frozen=True)
@@ -261,100 +258,6 @@ def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
             count = min(max(count, 1), len(rows) - 1)
         second[rows[torch.from_numpy(random.permutation(len(rows))[:count])]] = True
     return (~second).nonzero().flatten(), second.nonzero().flatten()
-
-
-def crop(pixels: Tensor, rows: Tensor, columns: Tensor, padding: int, mode: Padding) -> Tensor:
-    """Pad every picture on all sides and cut a window of the old size out of each.
-
-    Args:
-        pixels: uint8 `[B, H, W, C]`.
-        rows, columns: int64 `[B]`, 0 to `2 * padding`: the window's upper left corner.
-        padding: pixels added on each side.
-        mode: "zero" pads with black, "reflect" mirrors at the edge pixel.
-
-    Returns:
-        uint8 `[B, H, W, C]`.
-    """
-    b, h, w, c = pixels.shape
-    if mode == "zero":
-        padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
-    else:
-        padded = pixels.index_select(1, _reflection(h, padding, pixels.device))
-        padded = padded.index_select(2, _reflection(w, padding, pixels.device))
-    # Every window of every picture as one view, numbered by where it begins in memory: taking one
-    # of them is then a copy of whole rows, where one index a dimension would copy byte by byte.
-    height, width = padded.shape[1:3]
-    begins = (b - 1) * height * width + 2 * padding * (width + 1) + 1
-    windows = padded.as_strided((begins, h, w * c), (c, width * c, 1))
-    picture = torch.arange(b, device=pixels.device) * (height * width)
-    return windows.index_select(0, picture + rows * width + columns).view(b, h, w, c)
-
-
-def _reflection(size: int, padding: int, device: torch.device) -> Tensor:
-    """Return the source positions of a mirrored border: 2 1 | 0 1 2 3 | 2 1 for size 4, padding 2.
-
-    A border wider than the picture goes on bouncing between its edges.
-    """
-    period = max(2 * (size - 1), 1)
-    position = torch.arange(-padding, size + padding, device=device) % period
-    return torch.minimum(position, period - position) if size > 1 else torch.zeros_like(position)
-
-
-def flip(pixels: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirror the pictures, `[B, H, W, C]`, for which `mirrored`, bool `[B]`, is true."""
-    both = torch.cat((pixels, pixels.flip(2)))  # choosing by picture copies, by byte computes
-    picture = torch.arange(len(pixels), device=pixels.device)
-    return both.index_select(0, picture + len(pixels) * mirrored)
-
-
-def cutout(images: Tensor, rows: Tensor, columns: Tensor, size: int) -> Tensor:
-    """Set a square of every picture to zero: Cutout, DeVries and Taylor 2017, arXiv 1708.04552.
-
-    Args:
-        images: float `[B, C, H, W]`, normalised, so that zero is the mean colour; changed in place.
-        rows, columns: int64 `[B]`, the square's centre; at the edge a part of it falls outside.
-        size: the square's side in pixels.
-    """
-    h, w = images.shape[2:]
-
-    def inside(centre: Tensor, length: int) -> Tensor:
-        offset = torch.arange(length, device=images.device) - (centre[:, None] - size // 2)
-        return (offset >= 0) & (offset < size)
-
-    square = inside(rows, h)[:, None, :, None] & inside(columns, w)[:, None, None, :]
-    return images.masked_fill_(square, 0.0)
-
-
-def brighten(images: Tensor, seeds: Tensor, brightness: float, contrast: float) -> Tensor:
-    """Add a random number to every picture, then multiply it by another.
-
-    Args:
-        images: float `[B, C, H, W]`, normalised; changed in place.
-        seeds: int64 `[B]`, uniform in 0 to 2^31 - 1, what each picture's numbers are drawn from.
-        brightness: what is added is uniform between minus this and this, in standard deviations.
-        contrast: what multiplies is uniform between 1 minus this and 1 plus this.
-    """
-    first, second = (seeds >> 16) / 2**14 - 1, (seeds & 0xFFFF) / 2**15 - 1
-    images += (brightness * first)[:, None, None, None]
-    images *= (1 + contrast * second)[:, None, None, None]
-    return images
-
-
-def normalize(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Scale to 0 to 1, subtract the mean, divide by the standard deviation, a channel at a time.
-
-    Args:
-        pixels: uint8 `[B, H, W, C]`.
-        mean, std: float32 `[C]`, in units of 0 to 1.
-
-    Returns:
-        float32 `[B, C, H, W]`, channels-last in memory.
-    """
-    b, h, w, c = pixels.shape
-    # A row's values at once: one pixel's three are too few for a processor's vector instructions.
-    scale, shift = (1 / (255 * std)).repeat(w), (-mean / std).repeat(w)
-    rows = torch.addcmul(shift, pixels.reshape(b, h, w * c).float(), scale)
-    return rows.view(b, h, w, c).permute(0, 3, 1, 2)
 
 
 def channel_statistics(images: Images, rows: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -18,19 +18,14 @@ from litvision.batches import (
     Batch,
     EpochOrder,
     Images,
-    Padding,
     PlanSampler,
     Subset,
-    brighten,
     channel_statistics,
-    crop,
-    cutout,
-    flip,
-    normalize,
     random_stream,
     split_stratified,
 )
 from litvision.errors import UserError
+from litvision.transforms import Padding, brighten, crop, cutout, flip, normalize
 
 
 class Source(Protocol):

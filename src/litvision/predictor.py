@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from litvision import checkpoints, hardware
-from litvision.batches import normalize
 from litvision.classifier import ImageClassifier
 from litvision.commandline import first_line
 from litvision.errors import UserError
 from litvision.sources.decode import decode, fit
+from litvision.transforms import normalize
 from litvision.tta import Tta, average
 
 

@@ -9,8 +9,10 @@ import torch
 from pydantic import Field
 from torch.optim import Optimizer
 
-from litvision.batches import normalize
 from litvision.errors import UserError
+from litvision.transforms import normalize
+
+VALUES = 2_000_000  # of pictures in a batch; the network needs about 70 bytes for each
 
 
 class Whitening(L.Callback):
@@ -54,9 +56,10 @@ class Whitening(L.Callback):
         subset = datamodule.subsets["train"]
         count = min(self.pictures, len(subset))
         chosen = subset.indices[torch.arange(count) * len(subset) // count]
-        pixels = subset.images.pixels[chosen]
+        pixels = subset.images.pixels
         mean, std = torch.tensor(datamodule.mean), torch.tensor(datamodule.std)
-        network.whiten(normalize(pixels, mean, std))
+        batches = chosen.split(max(1, VALUES // pixels[0].numel()))
+        network.whiten(normalize(pixels[batch], mean, std) for batch in batches)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop training the bias also where a resumed run is within a later epoch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from litvision.networks.convolution import Conv2d
 
 SMALLEST_SIDE = 9  # below it, nothing is left after three poolings
-PATCHED_VALUES = 2_000_000  # of pictures, taken apart at a time: 128 MB of patches in float64
 
 
 class SpeedNet(nn.Module):
@@ -63,22 +62,21 @@ class SpeedNet(nn.Module):
             self.fc.weight /= self.fc.weight.std()
 
     @torch.no_grad()
-    def whiten(self, images: Tensor) -> None:
+    def whiten(self, batches: Iterable[Tensor]) -> None:
         """Compute the filters of the first layer.
 
         With the eigenvectors v and eigenvalues s of the patches' second moments, they are
         v / sqrt(s + epsilon) and the negatives of these.
 
         Args:
-            images: normalised training pictures, float `[N, in_channels, H, W]`, H and W at
-                least 2. A few at a time are taken apart: the memory that this needs does not
-                grow with N.
+            batches: normalised training pictures, each float `[N, in_channels, H, W]`, H and W
+                at least 2. While one is taken apart, it needs about 70 bytes a value.
         """
         size = self.whitening.kernel_size
         moments, count = torch.zeros(()), 0
-        some = max(1, PATCHED_VALUES // images[0].numel())
-        for part in images.cpu().split(some):  # in float64, which not every device has
-            patches = F.unfold(part.double(), size).transpose(1, 2).flatten(0, 1)
+        for images in batches:
+            doubles = images.cpu().double()  # not every device has them
+            patches = F.unfold(doubles, size).transpose(1, 2).flatten(0, 1)
             moments, count = moments + patches.T @ patches, count + len(patches)
         values, vectors = torch.linalg.eigh(moments / count)
         filters = (vectors / (values + self.epsilon).sqrt()).T.unflatten(1, (-1, *size))
