@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import __main__ as everything
-from benchmarks import convergence, gpu, growth, leave_one_out, measure, plain, trained
+from benchmarks import convergence, gpu, growth, leave_one_out, measure, plain, speedrun, trained
 from benchmarks.measure import Row, Table, in_turn, ratios, run
 from benchmarks.ours import build
 from benchmarks.pictures import Pictures
 from hydra import compose, initialize_config_dir
 
+from litvision.assemble import Run
 from litvision.commandline import CONF
+from litvision.transforms import normalize
 
 
 @pytest.mark.parametrize(
@@ -171,6 +173,45 @@ def test_accuracy_by_epoch_and_second() -> None:
     assert table[2:] == ["| 1 | 50.0%, 100 s | 50.0%, 100 s |", "| 2 | 75.0%, 150 s |  |"]
     axes = convergence.draw({"fast": fast}).axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[100.0, 0.5], [150.0, 0.75]]
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_the_cost_is_of_the_whole_fit_and_the_accuracy_of_what_it_ended_with(
+    validate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Run] = []
+
+    def keep(*options: str) -> Run:
+        runs.append(build(*options))
+        return runs[0]
+
+    monkeypatch.setattr(speedrun, "VALIDATE", validate)
+    monkeypatch.setattr(speedrun, "build", keep)
+    sizes = ["data=shapes", "data.train_size=100", "data.test_size=40", "data.batch_size=25"]
+    network = ["experiment=speedrun", "model.network.widths=[8,16,16]"]
+    options = [*network, *sizes, "trainer.max_epochs=2", "trainer.accelerator=cpu"]
+    if not validate:
+        options += ["data.val_fraction=0", "monitor=train/loss"]
+    peaks = iter([1e9, 3e9])  # before and after
+    found = speedrun.once(options, lambda: next(peaks), "cpu")
+    classifier, data = runs[0].classifier, runs[0].datamodule
+    pictures = data.subsets["val" if validate else "test"]
+    assert (len(data.subsets["train"]), len(pictures)) == ((90, 10) if validate else (100, 40))
+    pixels = pictures.images.pixels[pictures.indices]
+    labels = pictures.images.labels[pictures.indices]
+    images = normalize(pixels, torch.tensor(data.mean), torch.tensor(data.std))
+    averaged = classifier.network.eval()
+    bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled="bf16" in runs[0].trainer.precision)
+    with torch.inference_mode(), bfloat16:
+        expected = [
+            (network(images).argmax(1) == labels).float().mean().item()
+            for network in (averaged.network, averaged)
+        ]
+    accuracies = [found["accuracy"], found["accuracy, averaged over views"]]
+    assert accuracies == pytest.approx(expected)
+    assert found["cost"] == pytest.approx(2e9 * found["seconds"])
+    assert found["images/s"] * found["seconds"] == pytest.approx(180 if validate else 200)
+    assert 0 < found["of these, until the first step is done"] < found["seconds"]
 
 
 @pytest.mark.parametrize(
