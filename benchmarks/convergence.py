@@ -2,7 +2,7 @@
 
 On 45,000 of CIFAR-10's training pictures, validated on the other 5,000 after each epoch. RUNS
 chooses among the runs below; those done before are in the table and the picture too.
-About three hours on two cores.
+About two hours on two cores.
 """
 
 from __future__ import annotations
