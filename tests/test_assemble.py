@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -231,3 +232,16 @@ def test_total_steps(options: dict[str, float], steps: int | None) -> None:
     defaults = {"limit_train_batches": 1.0, "accumulate_grad_batches": 1, "max_steps": -1}
     trainer = SimpleNamespace(**{**defaults, **options})
     assert total_steps(trainer, SimpleNamespace(steps_per_epoch=10)) == steps
+
+
+def test_state_keys_are_lightnings_own_and_are_written_once(compose_train: Compose) -> None:
+    trainer = assemble(compose_train()).trainer
+    settled = [c for c in trainer.callbacks if "_generate_state_key" in c.__dict__]
+    assert {"BestCheckpoint", "EarlyStopping"} <= {type(c).__name__ for c in settled}
+    for callback in settled:
+        key = callback.state_key
+        assert callback.state_key is key  # not only equal
+        assert pickle.loads(pickle.dumps(callback)).state_key == key
+        del callback.__dict__["_generate_state_key"]
+        assert callback.state_key == key
+        assert callback.state_key is not key
