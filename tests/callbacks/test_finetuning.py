@@ -112,6 +112,19 @@ def test_unfrozen_weights_train_with_a_smaller_rate_that_a_plateau_lowers_too(
     assert [group["lr"] for group in run.trainer.optimizers[0].param_groups] == [0.02, 0.002]
 
 
+def test_with_muon_each_kind_of_unfrozen_weights_has_its_own_smaller_rate(
+    compose_train: Compose, source: Path
+) -> None:
+    rates = ["optimizer.lr=0.04", "optimizer.lr_linear=0.02", "optimizer.lr_vector=0.3"]
+    unfreeze = ["optimizer=muon", *rates, "callbacks.finetuning.unfreeze_at_epoch=2"]
+    run = finetune(compose_train, source, *unfreeze, "trainer.max_epochs=3")
+    groups = run.trainer.optimizers[0].param_groups
+    # The last layer's weights and biases; then the filters, and their and the norm's vectors.
+    assert [(g["kind"], pytest.approx(g["lr"])) for g in groups] == [
+        ("linear", 0.02), ("vector", 0.3), ("filter", 0.004), ("vector", 0.03),
+    ]  # fmt: skip
+
+
 def test_decay_is_left_out_for_the_same_weights_after_unfreezing(
     compose_train: Compose, source: Path
 ) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from litvision.errors import UserError
+from litvision.optimizers import Muon
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,9 @@ class Finetuning(BaseFinetuning):
         if self.unfreeze_at_epoch is None or epoch < self.unfreeze_at_epoch:
             return
         held = {p for group in optimizer.param_groups for p in group["params"]}
-        lr = optimizer.param_groups[0]["lr"] * self.unfrozen_lr_factor
+        # Muon's first group may be the last layer, whose rate is not the filters'.
+        rate = optimizer.lr if isinstance(optimizer, Muon) else optimizer.param_groups[0]["lr"]
+        lr = rate * self.unfrozen_lr_factor
         module: Any = pl_module
         count = 0
         for group in module.parameter_groups():
