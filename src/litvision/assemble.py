@@ -219,7 +219,7 @@ def _settle_state_key(callback: L.Callback) -> None:
     """Let a callback write its state key once only.
 
     Lightning names the callback at every hook, for the profiler, and a checkpoint or early stopping
-    writes out its settings each time: a twelfth of what a step costs beside its arithmetic.
+    writes out its settings each time: 7 % of what a step costs beside its arithmetic.
     """
     key = callback.state_key
     if key != type(callback).__qualname__:

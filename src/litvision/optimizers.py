@@ -13,8 +13,6 @@ from torch.optim import Optimizer
 # Of the quintic iteration of Jordan et al. 2024: steep at zero, so that few steps are enough.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
-RATES = {"filter": "lr", "linear": "lr_linear", "vector": "lr_vector"}  # of each kind of weights
-
 
 class Muon(Optimizer):
     """Orthogonalised updates for convolutions' filters, Nesterov SGD for all other weights.
@@ -69,8 +67,8 @@ class Muon(Optimizer):
     def lr(self) -> float:
         """The filters' learning rate as a schedule has left it, also where no filter trains yet."""
         first = self.param_groups[0]
-        at_first = self._settings[RATES[first["kind"]]]
-        return float(first["lr"] / at_first * self._settings["lr"])
+        name = "lr" if first["kind"] == "filter" else f"lr_{first['kind']}"
+        return float(first["lr"] / self._settings[name] * self._settings["lr"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add weights, each kind as a group of its own.
@@ -89,8 +87,11 @@ class Muon(Optimizer):
         }
         lr, momentum, momentum_sgd = (given.pop(k) for k in ("lr", "momentum", "momentum_sgd"))
         scale = lr / self._settings["lr"]
-        given["lr"] = self._settings["lr"]
-        rates = {kind: scale * given.pop(name) for kind, name in RATES.items()}
+        rates = {
+            "filter": lr,
+            "linear": scale * given.pop("lr_linear"),
+            "vector": scale * given.pop("lr_vector"),
+        }
         decay = given.pop("weight_decay")
         for kind, some in kinds.items():
             if some:
