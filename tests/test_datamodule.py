@@ -178,6 +178,16 @@ def test_on_a_device_of_their_own_the_pictures_lie_there_once_for_all_splits() -
     assert batch.images.shape[1:] == (8, 8, 3)
 
 
+def test_random_numbers_stay_where_reading_one_waits_for_no_device() -> None:
+    made = datamodule(on_device=True)
+    made.trainer = trainer(device="meta")
+    batch = next(iter(made.train_dataloader()))
+    moved = made.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert moved.draws is batch.draws
+    assert moved.draws.device.type == "cpu"
+    assert moved.images.device.type == "meta"
+
+
 def test_by_itself_it_puts_pictures_on_a_gpu_where_they_fill_little_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

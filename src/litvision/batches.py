@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from litvision import hardware
+
 
 @dataclass(frozen=True)
 class Images:
@@ -86,7 +88,7 @@ class Batch(NamedTuple):
         images: uint8 `[B, H, W, C]` from the loader, in the memory that the data set lies in;
             float32 `[B, C, H, W]`, augmented and normalised, once on the device.
         labels: int64 `[B]`; float32 `[B, classes]`, shares that sum to 1, once pictures are mixed.
-        draws, share: as in `Plan`.
+        draws, share: as in `Plan`; the draws lie in main memory, whatever the device.
     """
 
     images: Tensor
@@ -223,7 +225,8 @@ class Subset(Dataset[tuple[Tensor, int]]):
         return len(self.indices)
 
     def __getitems__(self, plan: Plan) -> Batch:
-        rows = self.indices[torch.from_numpy(plan.indices)].to(self.images.pixels.device)
+        rows = self.indices[torch.from_numpy(plan.indices)]
+        rows = hardware.send(rows, self.images.pixels.device)
         return Batch(
             self.images.pixels.index_select(0, rows),
             self.images.labels.index_select(0, rows),

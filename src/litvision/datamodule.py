@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from litvision import hardware
 from litvision.augment import Augment, Mix, mix, trivial_augment
 from litvision.batches import (
     Batch,
@@ -346,24 +347,31 @@ class ImageDataModule(L.LightningDataModule):
         return Subset(self._on_device[key], subset.indices)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
-        """Move a batch; on a processor it lies where it should, and looking would take a while."""
-        if device.type == "cpu" and isinstance(batch, Batch):
+        """Move a batch, but for its random numbers, of which some are read on the processor.
+
+        On a processor it lies where it should, and looking would take a while.
+        """
+        if not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, device, index)
+        if device.type == "cpu":
             return batch
-        return super().transfer_batch_to_device(batch, device, index)
+        moved = super().transfer_batch_to_device(batch._replace(draws=None), device, index)
+        return moved._replace(draws=batch.draws)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment a training batch and normalise any batch, where it now lies."""
         if not isinstance(batch, Batch):
             return batch
-        pixels, labels, draws = batch.images, batch.labels, batch.draws
+        pixels, labels, numbers = batch.images, batch.labels, batch.draws
         self._mean, self._std = self._mean.to(pixels.device), self._std.to(pixels.device)
+        draws = None if numbers is None else hardware.send(numbers, pixels.device)
         if draws is not None and self.padding:
             window = draws[:, :2] % (2 * self.padding + 1)
             pixels = crop(pixels, window[:, 0], window[:, 1], self.padding, self.padding_mode)
         if draws is not None and self.flip:
             pixels = flip(pixels, draws[:, 2] % 2 == 1)
-        if draws is not None and self.augment == "trivial":
-            pixels = trivial_augment(pixels, draws[:, 5])
+        if numbers is not None and self.augment == "trivial":
+            pixels = trivial_augment(pixels, numbers[:, 5])
         images = normalize(pixels, self._mean, self._std)
         if draws is not None and (self.brightness or self.contrast):
             images = brighten(images, draws[:, 5], self.brightness, self.contrast)
@@ -371,8 +379,8 @@ class ImageDataModule(L.LightningDataModule):
             h, w = images.shape[2:]
             rows, columns = draws[:, 3] % h, draws[:, 4] % w
             images = cutout(images, rows, columns, self.cutout or min(h, w) // 2)
-        if draws is not None and self.mix:
-            seed = int(draws[0, 5])
+        if numbers is not None and self.mix:
+            seed = int(numbers[0, 5])
             images, labels = mix(images, labels, self.mix, self.mix_alpha, len(self.classes), seed)
         return batch._replace(images=images, labels=labels)
 

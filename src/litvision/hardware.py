@@ -75,6 +75,17 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return the tensor on `device`, without waiting for a GPU.
+
+    CUDA copies ordinary memory only once all that it was asked for before is done; page-locked
+    memory it copies in its turn.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # already so: the tensor itself
+    return tensor.to(device, non_blocking=True)
+
+
 def free_memory() -> int | None:
     """Return the bytes of main memory that this process can still use; None if not known.
 
