@@ -136,3 +136,16 @@ def test_a_kernel_too_large_for_the_map_is_refused_as_torch_refuses_it() -> None
     x = torch.randn(1, 4, 2, 2).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="Kernel size"):
         Conv2d(4, 4, 3)(x)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_on_single_pixels_it_is_a_linear_layer(bias: bool) -> None:
+    torch.manual_seed(0)
+    ours, torchs = layers(6, 4, 1, stride=2, bias=bias)
+    x = torch.randn(3, 6, 1, 1, requires_grad=True)
+    y = ours(x)
+    torch.testing.assert_close(y, torchs(x))
+    assert "Unsqueeze" in str(y.grad_fn)  # each side added to a matrix
+    assert ours(torch.randn(3, 6, 2, 1)).shape == (3, 4, 1, 1)  # more than a pixel: torch's own way
+    padded, _ = layers(6, 4, 1, padding=1)
+    assert padded(x).shape == (3, 4, 3, 3)

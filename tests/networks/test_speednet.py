@@ -71,10 +71,11 @@ def test_a_gate_scales_each_channel_by_the_means_of_all() -> None:
     torch.testing.assert_close(gate(x), expected)
 
 
-def test_each_group_has_gates_where_asked_for(network: SpeedNet) -> None:
+def test_each_convolution_has_a_gate_where_asked_for(network: SpeedNet) -> None:
     plain = set(network.state_dict())
     gated = SpeedNet(gates=True)
     names = [f"groups.{group}.gate{gate}.conv.weight" for group in range(3) for gate in (1, 2)]
+    names.append("gate.conv.weight")
     assert set(gated.state_dict()) - plain == set(names)
     x = torch.randn(2, 3, 32, 32)
     for name in names:  # each is used

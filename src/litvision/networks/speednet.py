@@ -36,8 +36,7 @@ class SpeedNet(nn.Module):
         widths: channels of the three groups.
         epsilon: added to the variance of each direction of the patches, so that one that holds
             little but noise, as colour within a 2x2 patch of a JPEG, is not blown up.
-        gates: weigh channels by the whole picture after each convolution but the first, see
-            `Gate`.
+        gates: weigh channels by the whole picture after each convolution, see `Gate`.
     """
 
     def __init__(
@@ -53,6 +52,7 @@ class SpeedNet(nn.Module):
         self.epsilon = epsilon
         self.whitening = nn.Conv2d(in_channels, whitened, kernel_size=2)
         self.whitening.weight.requires_grad_(False)
+        self.gate = Gate(whitened) if gates else nn.Identity()
         self.groups = nn.ModuleList(
             ConvGroup(before, after, gates)
             for before, after in zip((whitened, *widths), widths, strict=False)
@@ -99,7 +99,7 @@ class SpeedNet(nn.Module):
                 f"SpeedNet needs pictures of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels, "
                 f"not {x.shape[-2]}x{x.shape[-1]}: enlarge or pad them"
             )
-        x = F.gelu(self.whitening(x))
+        x = self.gate(F.gelu(self.whitening(x)))
         for group in self.groups:
             x = group(x)
         x = x.amax((2, 3))
@@ -141,13 +141,14 @@ class Gate(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 1, bias=False)
+        self.conv = Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x, each channel scaled."""
         # Channels last, as it lies in memory, a mean over one dimension takes a fourth of the time.
         positions = x.permute(0, 2, 3, 1).flatten(1, 2)
-        means = positions.mean(1)[..., None, None]
+        # And a sum, in bfloat16, takes a seventh of the time of a mean.
+        means = (positions.sum(1) / positions.shape[1])[..., None, None]
         factors = 2 * torch.sigmoid(self.conv(means)).flatten(1)
         scaled = positions * factors[:, None]
         return scaled.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
