@@ -87,7 +87,7 @@ def correctness(table: Table, device: str) -> None:
             found.append(torch.cat([p.grad.flatten().cpu() for p in module.parameters()]).double())
         apart = float((found[1] - found[0]).norm() / found[0].norm())
         table.add(f"{name}, float32 gradients, distance from the processor's", "", "", apart,
-              "≤ 0.0001")  # fmt: skip
+                  "≤ 0.0001")  # fmt: skip
     pixels = torch.randint(256, (64, 32, 32, 3), dtype=torch.uint8)
     rows, columns, mirrored = (torch.randint(n, (64,)) for n in (9, 9, 2))
 
@@ -241,15 +241,13 @@ def where_time_goes(table: Table, device: str, batch: int, steps: int) -> None:
     trained("resnet18", batch, device, steps, callbacks=(profiled,))
     spent: Counter[str] = Counter()
     copies = 0
+    ran_on = DeviceType.CUDA if device == "cuda" else DeviceType.CPU
+    own_time = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     for event in profiled.profile.key_averages():
-        if device == "cuda":
-            # What launched a kernel, and the spans around it, carry the kernel's time once more.
-            if event.device_type != DeviceType.CUDA or event.is_user_annotation:
-                continue
-            spent[family(event.key)] += event.self_device_time_total
-        else:
-            spent[family(event.key)] += event.self_cpu_time_total
-        copies += event.count * ("memcpy dtoh" in event.key.lower())
+        # What launched a kernel, and the spans around it, carry the kernel's time once more.
+        if event.device_type == ran_on and not event.is_user_annotation:
+            spent[family(event.key)] += getattr(event, own_time)
+            copies += event.count * ("memcpy dtoh" in event.key.lower())
     for kind, micro in spent.most_common():
         if micro:
             share = micro / spent.total()

@@ -362,16 +362,16 @@ class ImageDataModule(L.LightningDataModule):
         """Augment a training batch and normalise any batch, where it now lies."""
         if not isinstance(batch, Batch):
             return batch
-        pixels, labels, numbers = batch.images, batch.labels, batch.draws
+        pixels, labels = batch.images, batch.labels
         self._mean, self._std = self._mean.to(pixels.device), self._std.to(pixels.device)
-        draws = None if numbers is None else hardware.send(numbers, pixels.device)
+        draws = None if batch.draws is None else hardware.send(batch.draws, pixels.device)
         if draws is not None and self.padding:
             window = draws[:, :2] % (2 * self.padding + 1)
             pixels = crop(pixels, window[:, 0], window[:, 1], self.padding, self.padding_mode)
         if draws is not None and self.flip:
             pixels = flip(pixels, draws[:, 2] % 2 == 1)
-        if numbers is not None and self.augment == "trivial":
-            pixels = trivial_augment(pixels, numbers[:, 5])
+        if batch.draws is not None and self.augment == "trivial":
+            pixels = trivial_augment(pixels, batch.draws[:, 5])
         images = normalize(pixels, self._mean, self._std)
         if draws is not None and (self.brightness or self.contrast):
             images = brighten(images, draws[:, 5], self.brightness, self.contrast)
@@ -379,8 +379,8 @@ class ImageDataModule(L.LightningDataModule):
             h, w = images.shape[2:]
             rows, columns = draws[:, 3] % h, draws[:, 4] % w
             images = cutout(images, rows, columns, self.cutout or min(h, w) // 2)
-        if numbers is not None and self.mix:
-            seed = int(numbers[0, 5])
+        if batch.draws is not None and self.mix:
+            seed = int(batch.draws[0, 5])
             images, labels = mix(images, labels, self.mix, self.mix_alpha, len(self.classes), seed)
         return batch._replace(images=images, labels=labels)
 
