@@ -92,7 +92,7 @@ def correctness(table: Table, device: str) -> None:
     rows, columns, mirrored = (torch.randint(n, (64,)) for n in (9, 9, 2))
 
     def augmented(where: str) -> Tensor:
-        cut = crop(pixels.to(where), rows.to(where), columns.to(where), 4, "reflect")
+        cut = crop(pixels.to(where), rows.to(where), columns.to(where), (32, 32), 4, "reflect")
         return flip(cut, mirrored.to(where) == 1).cpu()
 
     wrong = int((augmented(device) != augmented("cpu")).sum())

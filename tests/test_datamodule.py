@@ -64,7 +64,7 @@ def trainer(world_size: int = 1, rank: int = 0, device: str = "cpu") -> Any:
     progress = SimpleNamespace(current=SimpleNamespace(processed=0))
     loop = SimpleNamespace(epoch_progress=progress)
     return SimpleNamespace(
-        world_size=world_size, global_rank=rank, strategy=strategy, fit_loop=loop
+        world_size=world_size, global_rank=rank, strategy=strategy, fit_loop=loop, current_epoch=0
     )
 
 
@@ -239,6 +239,41 @@ def test_training_pictures_are_cropped_flipped_and_cut_by_their_draws() -> None:
         y, x = y % 8, x % 8
         expected[:, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = 0
         np.testing.assert_allclose(found[k].numpy(), expected, atol=1e-6)
+
+
+def test_windows_are_small_in_the_first_epochs_and_then_whole() -> None:
+    made = datamodule(crop=5, crop_epochs=2)
+    made.trainer = trainer()
+    sides = []
+    for number in range(4):
+        made.trainer.current_epoch = number
+        sides.append({tuple(batch.images.shape[1:]) for batch in epoch(made, number)})
+    assert sides == [{(3, 5, 5)}] * 2 + [{(3, 8, 8)}] * 2
+    made.trainer.current_epoch = 0
+    assert {tuple(batch.images.shape[2:]) for batch in epoch(made, 0, "val")} == {(8, 8)}
+    always = datamodule(crop=5, padding=0, flip=False)
+    assert [always.window(number) for number in (0, 99)] == [(5, 5)] * 2
+    assert {tuple(batch.images.shape[2:]) for batch in epoch(always)} == {(5, 5)}
+
+
+def test_every_window_of_the_padded_picture_is_drawn() -> None:
+    made = datamodule(crop=6, padding=1, flip=False, mean=[0.0] * 3, std=[1 / 255] * 3)
+    place = torch.arange(64, dtype=torch.uint8).view(1, 8, 8, 1).expand(500, 8, 8, 3) + 1
+    draws = torch.randint(2**31, (500, 6))
+    batch = Batch(place.contiguous(), torch.zeros(500, dtype=torch.int64), draws)
+    centres = made.on_after_batch_transfer(batch, 0).images[:, 0, 3, 3].round().int() - 1
+    rows, columns = centres // 8, centres % 8  # the window's upper left corner is 2 before it
+    assert set(rows.tolist()) == set(columns.tolist()) == {2, 3, 4, 5, 6}
+
+
+def test_a_window_larger_than_the_padded_pictures_is_refused() -> None:
+    datamodule(crop=10, padding=1)
+    with pytest.raises(UserError) as caught:
+        datamodule(crop=11, padding=1)
+    assert str(caught.value) == (
+        "data.crop=11 exceeds the pictures, which allow windows of at most 10x10 pixels with "
+        "data.padding=1: give no more, or null."
+    )
 
 
 def test_published_statistics_come_before_measured_ones_and_given_ones_before_both() -> None:

@@ -163,18 +163,20 @@ def test_every_picture_is_seen_once_an_epoch_by_one_device(
 def slowly(picture: np.ndarray, draws: list[int], options: dict[str, Any]) -> np.ndarray:
     """One picture, uint8 `[H, W, C]`, as it should come out: float64 `[C, H, W]`."""
     height, width, channels = picture.shape
-    padding = options["padding"]
-    if padding:
-        top, left = draws[0] % (2 * padding + 1), draws[1] % (2 * padding + 1)
-        window = np.zeros_like(picture)
-        for y in range(height):
-            for x in range(width):
+    padding, side = options["padding"], options["crop"]
+    if padding or side:
+        inner = (side, side) if side else (height, width)
+        top = draws[0] % (height + 2 * padding - inner[0] + 1)
+        left = draws[1] % (width + 2 * padding - inner[1] + 1)
+        window = np.zeros((*inner, channels), np.uint8)
+        for y in range(inner[0]):
+            for x in range(inner[1]):
                 row, column = y + top - padding, x + left - padding
                 if options["padding_mode"] == "reflect":
                     window[y, x] = picture[bounced(row, height), bounced(column, width)]
                 elif 0 <= row < height and 0 <= column < width:
                     window[y, x] = picture[row, column]
-        picture = window
+        picture, (height, width) = window, inner
     if options["flip"] and draws[2] % 2:
         picture = picture[:, ::-1]
     result = np.zeros((channels, height, width))
@@ -207,8 +209,10 @@ def bounced(position: int, size: int) -> int:
 @SETTINGS
 def test_augmentation_is_that_of_each_picture_by_itself(data: st.DataObject) -> None:
     height, width, count = (data.draw(st.integers(1, 9)) for _ in range(3))
+    padding = data.draw(st.integers(0, 6))
     options = {
-        "padding": data.draw(st.integers(0, 6)),
+        "padding": padding,
+        "crop": data.draw(st.none() | st.integers(1, min(height, width) + 2 * padding)),
         "padding_mode": data.draw(st.sampled_from(["zero", "reflect"])),
         "flip": data.draw(st.booleans()),
         "cutout": data.draw(st.integers(0, 11)),
@@ -227,7 +231,8 @@ def test_augmentation_is_that_of_each_picture_by_itself(data: st.DataObject) -> 
     draws = torch.from_numpy(rng.integers(2**31, size=(count, 6)))
     labels = torch.zeros(count, dtype=torch.int64)
     batch = made.on_after_batch_transfer(Batch(pixels[:count], labels, draws), 0)
-    assert (batch.images.shape, batch.images.dtype) == ((count, 3, height, width), torch.float32)
+    size = (options["crop"],) * 2 if options["crop"] else (height, width)
+    assert (batch.images.shape, batch.images.dtype) == ((count, 3, *size), torch.float32)
     low, high = ((value - torch.tensor(options["mean"])) / torch.tensor(options["std"])
                  for value in (0, 1))  # fmt: skip
     zero = torch.zeros(3)  # where it is cut out

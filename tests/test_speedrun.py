@@ -135,6 +135,7 @@ def test_two_devices_train_the_whole_recipe(tmp_path: Path, run: Run) -> None:
 def test_a_resumed_run_ends_where_a_whole_one_does(tmp_path: Path) -> None:
     whole, half, rest = (tmp_path / name for name in ("whole", "half", "rest"))
     options = ["trainer.max_epochs=4", "trainer.precision=32-true"]
+    options += ["data.crop=24", "data.crop_epochs=3"]  # it is stopped within the last of these
     run = speedrun(whole, *options)
     run.trainer.fit(run.classifier, run.datamodule)
     stop = "+callbacks.signal={_target_: tiny.Signal, step: 9}"
@@ -153,6 +154,32 @@ def test_another_network_has_nothing_to_whiten(compose_train: Compose) -> None:
     run = assemble(compose_train(*QUIET, "callbacks=whitening"))
     with pytest.raises(UserError, match=r"TinyNet has no layer to whiten: choose model=speednet"):
         run.trainer.fit(run.classifier, run.datamodule)
+
+
+# ----------------------------------------------------------------------------- progressive resizing
+
+
+def test_training_sees_windows_first_and_validation_whole_pictures(tmp_path: Path) -> None:
+    run = speedrun(tmp_path, "trainer.max_epochs=3", "data.crop=20", "data.crop_epochs=2")
+    seen: list[tuple[bool, tuple[int, ...]]] = []
+    network = run.classifier.network
+    network.register_forward_pre_hook(
+        lambda module, inputs: seen.append((module.training, tuple(inputs[0].shape[2:])))
+    )
+    run.trainer.fit(run.classifier, run.datamodule)
+    steps = run.datamodule.steps_per_epoch
+    trained = [size for training, size in seen if training]
+    assert trained == [(20, 20)] * (2 * steps) + [(32, 32)] * steps
+    assert {size for training, size in seen if not training} == {(32, 32)}
+
+
+def test_a_window_too_small_for_the_network_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        speedrun(tmp_path, "data.crop=8")
+    assert str(caught.value) == (
+        "data.crop=8: model.network refuses a picture of shape [1, 3, 8, 8]: SpeedNet needs "
+        "pictures of at least 9x9 pixels, not 8x8: enlarge or pad them"
+    )
 
 
 # ----------------------------------------------------------------------------- all training data

@@ -16,12 +16,18 @@ def pixels() -> Tensor:
 
 
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
-@pytest.mark.parametrize("padding", [1, 4])
-def test_crop_equals_numpy_padding_and_slicing(pixels: Tensor, mode: str, padding: int) -> None:
-    b, h, w, _ = pixels.shape
-    rows = torch.randint(0, 2 * padding + 1, (b,))
-    columns = torch.randint(0, 2 * padding + 1, (b,))
-    found = crop(pixels, rows, columns, padding, mode)
+@pytest.mark.parametrize("padding", [0, 1, 4])
+@pytest.mark.parametrize("size", [(5, 7), (4, 3), (5, 6)])
+def test_crop_equals_numpy_padding_and_slicing(
+    pixels: Tensor, mode: str, padding: int, size: tuple[int, int]
+) -> None:
+    b, height, width, _ = pixels.shape
+    h, w = size
+    rows = torch.randint(0, height + 2 * padding - h + 1, (b,))
+    columns = torch.randint(0, width + 2 * padding - w + 1, (b,))
+    # The last window of all ends where memory does.
+    rows[-1], columns[-1] = height + 2 * padding - h, width + 2 * padding - w
+    found = crop(pixels, rows, columns, size, padding, mode)
     around = ((padding, padding), (padding, padding), (0, 0))
     for k in range(b):
         how = {"mode": "constant" if mode == "zero" else "reflect"}
@@ -33,7 +39,7 @@ def test_crop_equals_numpy_padding_and_slicing(pixels: Tensor, mode: str, paddin
 
 def test_a_border_wider_than_the_picture_reflects_on(pixels: Tensor) -> None:
     zero = torch.zeros(6, dtype=torch.int64)
-    found = crop(pixels, zero, zero, padding=9, mode="reflect")
+    found = crop(pixels, zero, zero, (5, 7), padding=9, mode="reflect")
     padded = np.pad(pixels[0].numpy(), ((9, 9), (9, 9), (0, 0)), mode="reflect")
     np.testing.assert_array_equal(found[0].numpy(), padded[:5, :7])
 

@@ -7,14 +7,14 @@ processes or devices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from litvision import hardware
 
@@ -238,6 +238,33 @@ class Subset(Dataset[tuple[Tensor, int]]):
         """Return one picture, uint8 `[H, W, C]`, and its label: for looking, not for training."""
         row = int(self.indices[index])
         return self.images.pixels[row], int(self.images.labels[row])
+
+
+class PlaceKeeper(DataLoader):
+    """Torch's loader, but a run that is resumed within an epoch goes on where it was.
+
+    Lightning keeps the state of a loader that has one in its checkpoints.
+
+    Args:
+        steps_taken: returns how many steps of the epoch are done; None: for evaluation, which
+            begins at the beginning.
+        arguments, options: as `DataLoader` takes them; the batch sampler is a `PlanSampler`.
+    """
+
+    def __init__(
+        self, steps_taken: Callable[[], int] | None, *arguments: Any, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.steps_taken = steps_taken
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place in the epoch."""
+        return {"steps": self.steps_taken() if self.steps_taken else 0}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begin the next iteration there."""
+        plans: Any = self.batch_sampler
+        plans.start = state["steps"]
 
 
 def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from litvision.batches import (
     Batch,
     EpochOrder,
     Images,
+    PlaceKeeper,
     PlanSampler,
     Subset,
     channel_statistics,
@@ -39,33 +40,6 @@ class Source(Protocol):
         """Return the splits: "train", "test", and "val" where the source has one of its own."""
 
 
-class PlaceKeeper(DataLoader):
-    """Torch's loader, but a run that is resumed within an epoch goes on where it was.
-
-    Lightning keeps the state of a loader that has one in its checkpoints.
-
-    Args:
-        steps_taken: returns how many steps of the epoch are done; None: for evaluation, which
-            begins at the beginning.
-        arguments, options: as `DataLoader` takes them; the batch sampler is a `PlanSampler`.
-    """
-
-    def __init__(
-        self, steps_taken: Callable[[], int] | None, *arguments: Any, **options: Any
-    ) -> None:
-        super().__init__(*arguments, **options)
-        self.steps_taken = steps_taken
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the place in the epoch."""
-        return {"steps": self.steps_taken() if self.steps_taken else 0}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next iteration there."""
-        plans: Any = self.batch_sampler
-        plans.start = state["steps"]
-
-
 class ImageDataModule(L.LightningDataModule):
     """Batches of augmented, normalised pictures from any source.
 
@@ -79,8 +53,13 @@ class ImageDataModule(L.LightningDataModule):
         classes: train on these classes only, labelled in this order; None: on all.
         limit_per_class: keep this many pictures of each class of the training split, drawn by
             `seed`, before validation is set aside; None: keep all.
-        padding: random crop: pixels added on each side first; 0: no crop.
+        padding: random crop: pixels added on each side first; 0: none.
         padding_mode: "zero" (black) or "reflect".
+        crop: train on random windows of this side in pixels, cut out of the padded pictures, which
+            takes less time; None: on windows as large as the pictures. Validation and test see
+            whole pictures.
+        crop_epochs: do so in this many first epochs, then go on with whole pictures (progressive
+            resizing); None: in all.
         flip: mirror a picture left to right with probability 1/2; "alternating": in every other
             epoch, each picture beginning by chance.
         augment: "trivial": TrivialAugment, one random operation a picture, before it is normalised;
@@ -114,6 +93,8 @@ class ImageDataModule(L.LightningDataModule):
         limit_per_class: Annotated[int, Field(ge=2)] | None = None,
         padding: Annotated[int, Field(ge=0)] = 4,
         padding_mode: Padding = "zero",
+        crop: Annotated[int, Field(ge=1)] | None = None,
+        crop_epochs: Annotated[int, Field(ge=0)] | None = None,
         flip: bool | Literal["alternating"] = True,
         augment: Augment | None = None,
         cutout: Annotated[int, Field(ge=0)] = 0,
@@ -137,6 +118,8 @@ class ImageDataModule(L.LightningDataModule):
         self.limit_per_class = limit_per_class
         self.padding = padding
         self.padding_mode: Padding = padding_mode
+        self.crop = crop
+        self.crop_epochs = crop_epochs
         self.flip = flip
         self.augment = augment
         self.cutout = cutout
@@ -167,7 +150,8 @@ class ImageDataModule(L.LightningDataModule):
         """Read the pictures and make the subsets `train`, `val` and `test`, once for all stages.
 
         Raises:
-            UserError: `classes` names one that is not there, or a split has no pictures left.
+            UserError: `classes` names one that is not there, a split has no pictures left, or
+                `crop` exceeds the padded pictures.
         """
         if self.subsets:
             return
@@ -211,6 +195,13 @@ class ImageDataModule(L.LightningDataModule):
                 f"not {len(self.mean)} and {len(self.std)}."
             )
         self._mean, self._std = torch.tensor(self.mean), torch.tensor(self.std)
+        largest = min(self.image_size) + 2 * self.padding
+        if self.crop is not None and self.crop > largest:
+            raise UserError(
+                f"data.crop={self.crop} exceeds the pictures, which allow windows of at most "
+                f"{largest}x{largest} pixels with data.padding={self.padding}: give no more, or "
+                "null."
+            )
 
     def _keep(self, images: Images) -> Tensor:
         """Return the rows whose class is wanted, ascending."""
@@ -248,6 +239,12 @@ class ImageDataModule(L.LightningDataModule):
         """Height and width in pixels."""
         h, w = self.subsets["train"].images.pixels.shape[1:3]
         return h, w
+
+    def window(self, epoch: int) -> tuple[int, int]:
+        """Return height and width in pixels of what the network trains on in an epoch, from 0."""
+        if self.crop is None or (self.crop_epochs is not None and epoch >= self.crop_epochs):
+            return self.image_size
+        return self.crop, self.crop
 
     @property
     def steps_per_epoch(self) -> int:
@@ -303,7 +300,7 @@ class ImageDataModule(L.LightningDataModule):
             # Loader processes ask for batches before Lightning sets the epoch of a resumed run.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             order.set_epoch(progress.processed)
-        moved = self.padding or self.flip
+        moved = self.padding or self.crop or self.flip
         changed = self.cutout or self.augment or self.brightness or self.contrast or self.mix
         augment = training and bool(moved or changed)
         alternate = self.flip == "alternating"
@@ -365,9 +362,11 @@ class ImageDataModule(L.LightningDataModule):
         pixels, labels = batch.images, batch.labels
         self._mean, self._std = self._mean.to(pixels.device), self._std.to(pixels.device)
         draws = None if batch.draws is None else hardware.send(batch.draws, pixels.device)
-        if draws is not None and self.padding:
-            window = draws[:, :2] % (2 * self.padding + 1)
-            pixels = crop(pixels, window[:, 0], window[:, 1], self.padding, self.padding_mode)
+        if draws is not None and (self.padding or self.crop):
+            size = h, w = self.window(self.trainer.current_epoch if self.trainer else 0)
+            height, width = (side + 2 * self.padding for side in pixels.shape[1:3])
+            rows, columns = draws[:, 0] % (height - h + 1), draws[:, 1] % (width - w + 1)
+            pixels = crop(pixels, rows, columns, size, self.padding, self.padding_mode)
         if draws is not None and self.flip:
             pixels = flip(pixels, draws[:, 2] % 2 == 1)
         if batch.draws is not None and self.augment == "trivial":

@@ -148,21 +148,24 @@ def same_run(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> None:
-    """Send one black picture through the network: it knows which sizes it takes.
+    """Send black pictures of each size through the network: it knows which it takes.
 
     Raises:
         UserError: the network refuses the size, or gives another number of logits than classes.
     """
-    picture = torch.zeros(1, 3, *datamodule.image_size)
-    try:
-        with torch.inference_mode():
-            logits = classifier.network.eval()(picture)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"model.network refuses a picture of shape {list(picture.shape)}: "
-            f"{' '.join(str(error).split())}"
-        ) from error
-    classifier.network.train()
+    network = classifier.network.eval()
+    for size in (datamodule.window(0), datamodule.image_size):
+        picture = torch.zeros(1, 3, *size)
+        try:
+            with torch.inference_mode():
+                logits = network(picture)
+        except (ValueError, RuntimeError) as error:
+            cut = "" if size == datamodule.image_size else f"data.crop={datamodule.crop}: "
+            raise UserError(
+                f"{cut}model.network refuses a picture of shape {list(picture.shape)}: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+    network.train()
     if logits.shape != (1, len(datamodule.classes)):
         raise UserError(
             f"model.network gives {list(logits.shape)} for one picture, not logits of shape "
@@ -194,7 +197,7 @@ def try_one_picture(classifier: ImageClassifier, datamodule: ImageDataModule) ->
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            network.train()(torch.zeros(1, 3, *datamodule.image_size))
+            network.train()(torch.zeros(1, 3, *datamodule.window(0)))
     except ValueError as error:
         fitting = next((n for n in range(batch + 1, size) if fewest(n) > 1), None)
         raise UserError(

@@ -14,17 +14,26 @@ from torch import Tensor
 Padding = Literal["zero", "reflect"]
 
 
-def crop(pixels: Tensor, rows: Tensor, columns: Tensor, padding: int, mode: Padding) -> Tensor:
-    """Pad every picture on all sides and cut a window of the old size out of each.
+def crop(
+    pixels: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    size: tuple[int, int],
+    padding: int,
+    mode: Padding,
+) -> Tensor:
+    """Pad every picture on all sides and cut a window out of each.
 
     Args:
         pixels: uint8 `[B, H, W, C]`.
-        rows, columns: int64 `[B]`, 0 to `2 * padding`: the window's upper left corner.
+        rows: int64 `[B]`, 0 to `H + 2 * padding - h`: the windows' uppermost rows.
+        columns: int64 `[B]`, 0 to `W + 2 * padding - w`: their leftmost columns.
+        size: height h and width w of the windows.
         padding: pixels added on each side.
         mode: "zero" pads with black, "reflect" mirrors at the edge pixel.
 
     Returns:
-        uint8 `[B, H, W, C]`.
+        uint8 `[B, h, w, C]`.
     """
     b, h, w, c = pixels.shape
     if mode == "zero":
@@ -35,7 +44,8 @@ def crop(pixels: Tensor, rows: Tensor, columns: Tensor, padding: int, mode: Padd
     # Every window of every picture as one view, numbered by where it begins in memory: taking one
     # of them is then a copy of whole rows, where one index a dimension would copy byte by byte.
     height, width = padded.shape[1:3]
-    begins = (b - 1) * height * width + 2 * padding * (width + 1) + 1
+    h, w = size
+    begins = (b - 1) * height * width + (height - h) * width + width - w + 1
     windows = padded.as_strided((begins, h, w * c), (c, width * c, 1))
     picture = torch.arange(b, device=pixels.device) * (height * width)
     return windows.index_select(0, picture + rows * width + columns).view(b, h, w, c)

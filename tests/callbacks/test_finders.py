@@ -202,6 +202,28 @@ def test_the_largest_batch_is_found(
     assert line in caplog.messages
 
 
+class FullOfWhole(TinyLinear):
+    """Has memory for 4 pictures of 32x32 pixels, and for twice as many windows of half of them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and images[:, 0].numel() > 4 * 32 * 32:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(("epochs", "found"), [("1", 4), ("null", 8)])
+def test_the_largest_batch_is_that_of_whole_pictures_where_these_come_later(
+    compose_train: Compose, caplog: pytest.LogCaptureFixture, epochs: str, found: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    network = "model.network._target_=callbacks.test_finders.FullOfWhole"
+    crop = ["data.crop=22", f"data.crop_epochs={epochs}", "data.batch_size=4"]
+    run = trained(compose_train(*BATCH, *QUIET, *crop, network, "trainer.max_epochs=2"))
+    line = f"largest batch that fits: {found}; training goes on with data.batch_size=4"
+    assert line in caplog.messages
+    assert run.datamodule.crop == 22
+
+
 def test_all_pictures_may_fit_into_one_batch(
     compose_train: Compose, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -83,9 +83,12 @@ class LargestBatch(BatchSizeFinder):
                 "the scheduler counts by: give scheduler=none, or apply=false and the size found "
                 "as data.batch_size."
             )
-        configured = datamodule.batch_size
+        configured, crop = datamodule.batch_size, datamodule.crop
+        if datamodule.crop_epochs is not None:
+            datamodule.crop = None  # whole pictures come later, and need more memory
         with hardware.limited_memory(pl_module.device.type):
             super().on_fit_start(trainer, pl_module)
+        datamodule.crop = crop
         trainer.ckpt_path = None  # what was restored is the beginning of this run, not another
         if self.optimal_batch_size is None:  # trainer.fast_dev_run
             return
