@@ -102,7 +102,9 @@ class SpeedNet(nn.Module):
         x = self.gate(F.gelu(self.whitening(x)))
         for group in self.groups:
             x = group(x)
-        x = x.amax((2, 3))
+        # Not `amax`: compiled for bfloat16 on a processor, its gradient compares what is rounded
+        # with what is not, finds no largest, and divides by zero.
+        x = F.max_pool2d(x, x.shape[2:]).flatten(1)
         return self.fc(x) / x.shape[1]
 
 
