@@ -154,7 +154,7 @@ def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> Non
         UserError: the network refuses the size, or gives another number of logits than classes.
     """
     network = classifier.network.eval()
-    for size in (datamodule.window(0), datamodule.image_size):
+    for size in dict.fromkeys((datamodule.window(0), datamodule.image_size)):  # often the same
         picture = torch.zeros(1, 3, *size)
         try:
             with torch.inference_mode():

@@ -35,12 +35,12 @@ def crop(
     Returns:
         uint8 `[B, h, w, C]`.
     """
-    b, h, w, c = pixels.shape
+    b, height, width, c = pixels.shape
     if mode == "zero":
         padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
     else:
-        padded = pixels.index_select(1, _reflection(h, padding, pixels.device))
-        padded = padded.index_select(2, _reflection(w, padding, pixels.device))
+        padded = pixels.index_select(1, _reflection(height, padding, pixels.device))
+        padded = padded.index_select(2, _reflection(width, padding, pixels.device))
     # Every window of every picture as one view, numbered by where it begins in memory: taking one
     # of them is then a copy of whole rows, where one index a dimension would copy byte by byte.
     height, width = padded.shape[1:3]
