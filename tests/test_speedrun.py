@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -83,6 +84,30 @@ def test_the_first_layer_is_whitened_with_the_training_pictures_once(tmp_path: P
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     saved = last["state_dict"]["network.whitening.bias"]
     assert torch.equal(saved, network.whitening.bias)
+
+
+def test_a_gate_is_trained_for_as_many_epochs_as_given(tmp_path: Path) -> None:
+    options = ["callbacks.whitening.gate_epochs=1", "callbacks.whitening.bias_epochs=2"]
+    run = speedrun(tmp_path, *options, "trainer.max_epochs=3")
+    network, seen = run.classifier.network, []
+
+    class Note(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.append((network.gate.conv.weight.clone(), network.whitening.bias.clone()))
+
+    before = network.gate.conv.weight.clone()
+    run.trainer.callbacks.append(Note())
+    run.trainer.fit(run.classifier, run.datamodule)
+    gates, biases = zip(*seen, strict=True)
+    assert not torch.equal(gates[0], before)
+    assert torch.equal(gates[0], gates[2])
+    assert not torch.equal(biases[0], biases[1])
+    assert torch.equal(biases[1], biases[2])
+    asked = []  # once both have settled, no gradient goes through the first group's convolution
+    convolution = network.groups[0].conv1
+    convolution.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0]))
+    network.train()(torch.randn(4, 3, 32, 32))
+    assert not asked[0].requires_grad
 
 
 def test_few_pictures_at_a_time_are_normalized_for_it(

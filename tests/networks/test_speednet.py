@@ -77,6 +77,22 @@ def test_epsilon_keeps_a_direction_of_little_variance_small(images: torch.Tensor
     torch.testing.assert_close(norms[1], 1 / (least + 10.0).sqrt(), rtol=1e-3, atol=0)
 
 
+def test_the_directions_of_largest_variance_are_kept(images: torch.Tensor) -> None:
+    some, every = SpeedNet(directions=5, gates=True), SpeedNet()
+    for network in (some, every):
+        network.whiten([images])
+    kept, there = some.whitening.weight, every.whitening.weight[:12]
+    assert torch.equal(kept, torch.cat((there[7:], -there[7:])))
+    norms = there.flatten(1).norm(dim=1)  # one over the standard deviation
+    assert norms[7:].max() < norms[:7].min()
+    assert some(images[:2]).shape == (2, 10)
+
+
+def test_more_directions_than_a_patch_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="directions=13: 2x2 patches of 3 channels have 12"):
+        SpeedNet(directions=13)
+
+
 def test_a_gate_scales_each_channel_by_the_means_of_all() -> None:
     gate = Gate(3)
     with torch.no_grad():

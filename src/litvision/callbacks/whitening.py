@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import lightning as L
@@ -22,15 +23,19 @@ class Whitening(L.Callback):
         pictures: how many, spread evenly over the training subset, which may be sorted by class.
         bias_epochs: train the layer's bias for so many epochs; then it stays, and no gradient has
             to reach the first layer.
+        gate_epochs: the same for the gate behind the layer, where there is one, and for the
+            gradient of what the next layer takes; None: train it to the end.
     """
 
     def __init__(
         self,
         pictures: Annotated[int, Field(ge=1)] = 5000,
         bias_epochs: Annotated[int, Field(ge=0)] = 2,
+        gate_epochs: Annotated[int, Field(ge=0)] | None = None,
     ) -> None:
         self.pictures = pictures
         self.bias_epochs = bias_epochs
+        self.gate_epochs = gate_epochs
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Compute the filters, but not where weights were loaded.
@@ -62,19 +67,28 @@ class Whitening(L.Callback):
         network.whiten(normalize(pixels[batch], mean, std) for batch in batches)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop training the bias also where a resumed run is within a later epoch."""
+        """Stop training what has settled also where a resumed run is within a later epoch."""
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop training the bias. Several devices wait for its gradient, so that they go on."""
-        network: Any = pl_module.network
-        trained = trainer.current_epoch < self.bias_epochs or trainer.world_size > 1
-        network.whitening.bias.requires_grad_(trained)
+        """Stop training bias and gate. Several devices wait for their gradients, and go on."""
+        if trainer.world_size == 1:
+            for weight in self._settled(trainer, pl_module):
+                weight.requires_grad_(False)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
         """Keep from the optimizer what several devices computed."""
+        for weight in self._settled(trainer, pl_module):
+            weight.grad = None
+
+    def _settled(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> Iterator[torch.nn.Parameter]:
+        """Yield the first layers' weights that are trained no more."""
+        network: Any = pl_module.network
         if trainer.current_epoch >= self.bias_epochs:
-            network: Any = pl_module.network
-            network.whitening.bias.grad = None
+            yield network.whitening.bias
+        if self.gate_epochs is not None and trainer.current_epoch >= self.gate_epochs:
+            yield from network.gate.parameters()
