@@ -203,7 +203,7 @@ def test_a_window_too_small_for_the_network_is_refused(tmp_path: Path) -> None:
         speedrun(tmp_path, "data.crop=8")
     assert str(caught.value) == (
         "data.crop=8: model.network refuses a picture of shape [1, 3, 8, 8]: SpeedNet needs "
-        "pictures of at least 11x11 pixels, not 8x8: enlarge or pad them"
+        "pictures of at least 9x9 pixels, not 8x8: enlarge or pad them"
     )
 
 

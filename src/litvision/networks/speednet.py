@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from litvision.networks.convolution import Conv2d
 
+SMALLEST_SIDE = 9  # below it, nothing is left after three poolings
+
 
 class SpeedNet(nn.Module):
     """Three groups of two convolutions behind a fixed layer that whitens 2x2 patches.
@@ -37,8 +39,6 @@ class SpeedNet(nn.Module):
         directions: of the 4 * `in_channels` of a patch, the whitening looks at so many, those of
             the largest variance; None: at all. Fewer take less time: 8 make 16 channels, where 24
             fill the processor's registers badly.
-        pad_first: surround what the first group takes by zeros, as for the other groups. Without,
-            its maps are smaller by two pixels, and it takes less time.
         gates: weigh channels by the whole picture after each convolution, see `Gate`.
 
     Raises:
@@ -52,7 +52,6 @@ class SpeedNet(nn.Module):
         widths: Annotated[Sequence[int], Field(min_length=3, max_length=3)] = (64, 256, 256),
         epsilon: Annotated[float, Field(gt=0)] = 5e-4,
         directions: Annotated[int, Field(ge=1)] | None = None,
-        pad_first: bool = True,
         gates: bool = False,
     ) -> None:
         super().__init__()
@@ -68,11 +67,9 @@ class SpeedNet(nn.Module):
         self.whitening = nn.Conv2d(in_channels, whitened, kernel_size=2)
         self.whitening.weight.requires_grad_(False)
         self.gate = Gate(whitened) if gates else nn.Identity()
-        # Below it, nothing is left after three poolings.
-        self.smallest_side = 9 if pad_first else 11
         self.groups = nn.ModuleList(
-            ConvGroup(before, after, gates, pad=pad_first or k > 0)
-            for k, (before, after) in enumerate(zip((whitened, *widths), widths, strict=False))
+            ConvGroup(before, after, gates)
+            for before, after in zip((whitened, *widths), widths, strict=False)
         )
         self.fc = nn.Linear(widths[-1], num_classes, bias=False)
         with torch.no_grad():
@@ -104,18 +101,17 @@ class SpeedNet(nn.Module):
         """Classify pictures.
 
         Args:
-            x: float `[N, in_channels, H, W]`, H and W at least 9, without `pad_first` 11.
+            x: float `[N, in_channels, H, W]`, H and W at least 9.
 
         Returns:
             float `[N, num_classes]`, unnormalised.
 
         Raises:
-            ValueError: H or W is less.
+            ValueError: H or W is below 9.
         """
-        side = self.smallest_side
-        if min(x.shape[-2:]) < side:
+        if min(x.shape[-2:]) < SMALLEST_SIDE:
             raise ValueError(
-                f"SpeedNet needs pictures of at least {side}x{side} pixels, "
+                f"SpeedNet needs pictures of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels, "
                 f"not {x.shape[-2]}x{x.shape[-1]}: enlarge or pad them"
             )
         x = self.gate(F.gelu(self.whitening(x)))
@@ -130,41 +126,26 @@ class SpeedNet(nn.Module):
 class ConvGroup(nn.Module):
     """Two 3x3 convolutions, halving the resolution after the first.
 
-    `[N, in_channels, H, W]` to `[N, channels, H / 2, W / 2]`, rounded down; without `pad`, which is
-    the first convolution's, to (H - 2) / 2 and (W - 2) / 2.
+    `[N, in_channels, H, W]` to `[N, channels, H / 2, W / 2]`, rounded down. Of a side of odd
+    length, pooling by two drops the last position, so the first convolution does not compute it:
+    at 7x7 that is a quarter of its work.
     """
 
-    def __init__(
-        self, in_channels: int, channels: int, gate: bool = False, pad: bool = True
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, gate: bool = False) -> None:
         super().__init__()
-        kind = HalvedConv2d if pad else Conv2d
-        self.conv1 = as_identity(kind(in_channels, channels, 3, bias=False))
+        self.conv1 = identity_convolution(in_channels, channels, padding=0)
         self.norm1 = normalization(channels)
         self.gate1 = Gate(channels) if gate else nn.Identity()
-        self.conv2 = as_identity(Conv2d(channels, channels, 3, padding=1, bias=False))
+        self.conv2 = identity_convolution(channels, channels)
         self.norm2 = normalization(channels)
         self.gate2 = Gate(channels) if gate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, pool, normalise, weigh; convolve, normalise, weigh."""
-        x = self.gate1(F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2))))
-        return self.gate2(F.gelu(self.norm2(self.conv2(x))))
-
-
-class HalvedConv2d(Conv2d):
-    """A 3x3 convolution, with zeros around the map, whose outputs are pooled by two.
-
-    Of a side of odd length, pooling drops the last position, so it is not computed: at 7x7 that is
-    a quarter of the work.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve `[N, in_channels, H, W]` to `[N, out_channels, H, W]`, odd sides less one."""
         h, w = x.shape[2:]
-        if h % 2 == 0 and w % 2 == 0:  # spares a padded copy
-            return F.conv2d(x, self.weight, padding=1)
-        return super().forward(F.pad(x, (1, 1 - w % 2, 1, 1 - h % 2)))
+        x = self.conv1(F.pad(x, (1, 1 - w % 2, 1, 1 - h % 2)))
+        x = self.gate1(F.gelu(self.norm1(F.max_pool2d(x, 2))))
+        return self.gate2(F.gelu(self.norm2(self.conv2(x))))
 
 
 class Gate(nn.Module):
@@ -190,10 +171,11 @@ class Gate(nn.Module):
         return scaled.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
-def as_identity(layer: Conv2d) -> Conv2d:
-    """Make a convolution's first `in_channels` outputs its inputs."""
+def identity_convolution(in_channels: int, channels: int, padding: int = 1) -> Conv2d:
+    """A 3x3 convolution whose first `in_channels` outputs begin as its inputs."""
+    layer = Conv2d(in_channels, channels, 3, padding=padding, bias=False)
     with torch.no_grad():
-        nn.init.dirac_(layer.weight[: layer.in_channels])
+        nn.init.dirac_(layer.weight[:in_channels])
     return layer
 
 
