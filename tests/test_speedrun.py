@@ -72,7 +72,7 @@ def test_the_first_layer_is_whitened_with_the_training_pictures_once(tmp_path: P
     run = speedrun(tmp_path, "callbacks.whitening.pictures=50", "trainer.max_epochs=4")
     run.trainer.fit(run.classifier, run.datamodule)
     network, data = run.classifier.network, run.datamodule
-    twin = type(network)(widths=[8, 16, 16], epsilon=0.01, directions=8)
+    twin = type(network)(widths=[8, 16, 16], epsilon=0.01)
     subset = data.subsets["train"]
     labels = subset.images.labels[subset.indices]
     chosen = torch.tensor([k * len(subset) // 50 for k in range(50)])
@@ -239,7 +239,7 @@ def test_the_recipe_learns(tmp_path: Path, run: Run) -> None:
     done = run(
         "train", "experiment=speedrun", *options, "model.network.widths=[16,32,32]",
         "optimizer.lr_linear=20", "optimizer.lr_vector=5", "trainer.max_epochs=4",
-        "callbacks.ema.decay=0.5", "trainer.accelerator=cpu", "hydra.run.dir=run",
+        "trainer.accelerator=cpu", "hydra.run.dir=run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     plain = json.loads((tmp_path / "run" / "result.json").read_text())["test/acc"]
