@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from litvision.networks.speednet import Gate, SpeedNet
+from litvision.networks.speednet import Gate, GhostBatchNorm2d, SpeedNet
 
 
 @pytest.fixture
@@ -166,3 +166,31 @@ def test_it_takes_other_sizes_channels_and_classes() -> None:
     assert network(torch.randn(2, 1, 9, 40)).shape == (2, 4)
     with pytest.raises(ValueError, match=r"at least 9x9 pixels, not 8x40"):
         network(torch.randn(2, 1, 8, 40))
+
+
+def test_parts_of_a_batch_are_normalized_each_by_itself() -> None:
+    x = torch.randn(7, 5, 4, 4) * torch.arange(1.0, 8)[:, None, None, None]
+    layer = GhostBatchNorm2d(5, pictures=2)
+    parts = [x[:3], x[3:5], x[5:]]  # no part is smaller
+    found = layer(x)
+    for part, got in zip(parts, found.split([3, 2, 2]), strict=True):
+        torch.testing.assert_close(got, F.batch_norm(part, None, None, training=True, eps=1e-12))
+    # Together, the parts move the averages by a tenth, as one batch does.
+    variance, mean = torch.ones(5), torch.zeros(5)
+    keep = 0.9 ** (1 / 3)
+    for part in parts:
+        variance = keep * variance + (1 - keep) * part.var((0, 2, 3))
+        mean = keep * mean + (1 - keep) * part.mean((0, 2, 3))
+    torch.testing.assert_close(layer.running_var, variance)
+    torch.testing.assert_close(layer.running_mean, mean)
+    expected = (x - mean[:, None, None]) / variance.sqrt()[:, None, None]
+    torch.testing.assert_close(layer.eval()(x), expected)
+
+
+def test_a_small_batch_is_one_part(images: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    whole, parted = SpeedNet(), SpeedNet(norm_pictures=16)
+    parted.load_state_dict(whole.state_dict())
+    few = images[:31]
+    assert torch.equal(whole(few), parted(few))
+    assert not torch.allclose(whole(images), parted(images))

@@ -40,6 +40,8 @@ class SpeedNet(nn.Module):
             the largest variance; None: at all. Fewer take less time: 8 make 16 channels, where 24
             fill the processor's registers badly.
         gates: weigh channels by the whole picture after each convolution, see `Gate`.
+        norm_pictures: normalise over so many pictures of a batch at a time, see `GhostBatchNorm2d`;
+            None: over all.
 
     Raises:
         ValueError: a patch has fewer directions.
@@ -53,6 +55,7 @@ class SpeedNet(nn.Module):
         epsilon: Annotated[float, Field(gt=0)] = 5e-4,
         directions: Annotated[int, Field(ge=1)] | None = None,
         gates: bool = False,
+        norm_pictures: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
         super().__init__()
         patch = in_channels * 2 * 2
@@ -68,7 +71,7 @@ class SpeedNet(nn.Module):
         self.whitening.weight.requires_grad_(False)
         self.gate = Gate(whitened) if gates else nn.Identity()
         self.groups = nn.ModuleList(
-            ConvGroup(before, after, gates)
+            ConvGroup(before, after, gates, norm_pictures)
             for before, after in zip((whitened, *widths), widths, strict=False)
         )
         self.fc = nn.Linear(widths[-1], num_classes, bias=False)
@@ -131,13 +134,19 @@ class ConvGroup(nn.Module):
     at 7x7 that is a quarter of its work.
     """
 
-    def __init__(self, in_channels: int, channels: int, gate: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        gate: bool = False,
+        norm_pictures: int | None = None,
+    ) -> None:
         super().__init__()
         self.conv1 = identity_convolution(in_channels, channels, padding=0)
-        self.norm1 = normalization(channels)
+        self.norm1 = normalization(channels, norm_pictures)
         self.gate1 = Gate(channels) if gate else nn.Identity()
         self.conv2 = identity_convolution(channels, channels)
-        self.norm2 = normalization(channels)
+        self.norm2 = normalization(channels, norm_pictures)
         self.gate2 = Gate(channels) if gate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -179,8 +188,36 @@ def identity_convolution(in_channels: int, channels: int, padding: int = 1) -> C
     return layer
 
 
-def normalization(channels: int) -> nn.BatchNorm2d:
+def normalization(channels: int, pictures: int | None = None) -> nn.BatchNorm2d:
     """Batch normalisation with a bias but no gain: the next layer's filters can scale as well."""
-    layer = nn.BatchNorm2d(channels, eps=1e-12)
+    layer = GhostBatchNorm2d(channels, pictures)
     layer.weight.requires_grad_(False)
     return layer
+
+
+class GhostBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation, in training, over parts of a batch, noisy as over small batches.
+
+    Hoffer et al. 2017, arXiv 1705.08741. The running averages follow as fast as with one part.
+
+    Args:
+        channels: C of the `[N, C, H, W]` that it takes.
+        pictures: in a part, at least; None: the whole batch.
+    """
+
+    def __init__(self, channels: int, pictures: int | None = None) -> None:
+        super().__init__(channels, eps=1e-12)
+        self.pictures = pictures
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `[N, C, H, W]`."""
+        count = len(x) // self.pictures if self.pictures else 1
+        if not self.training or count < 2:
+            return super().forward(x)
+        averages = self.running_mean, self.running_var
+        follow = 1 - (1 - (self.momentum or 0.0)) ** (1 / count)
+        parts = [
+            F.batch_norm(part, *averages, self.weight, self.bias, True, follow, self.eps)
+            for part in x.tensor_split(count)
+        ]
+        return torch.cat(parts)
