@@ -216,8 +216,11 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         averages = self.running_mean, self.running_var
         follow = 1 - (1 - (self.momentum or 0.0)) ** (1 / count)
+        fewest, more = divmod(len(x), count)
+        sizes = [fewest + 1] * more + [fewest] * (count - more)
+        # Not `tensor_split`, which returns slices: each slice's gradient is as large as the batch.
         parts = [
             F.batch_norm(part, *averages, self.weight, self.bias, True, follow, self.eps)
-            for part in x.tensor_split(count)
+            for part in x.split(sizes)
         ]
         return torch.cat(parts)
