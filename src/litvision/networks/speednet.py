@@ -55,7 +55,7 @@ class SpeedNet(nn.Module):
         epsilon: Annotated[float, Field(gt=0)] = 5e-4,
         directions: Annotated[int, Field(ge=1)] | None = None,
         gates: bool = False,
-        norm_pictures: Annotated[int, Field(ge=1)] | None = None,
+        norm_pictures: Annotated[int, Field(ge=2)] | None = None,
     ) -> None:
         super().__init__()
         patch = in_channels * 2 * 2
@@ -202,7 +202,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 
     Args:
         channels: C of the `[N, C, H, W]` that it takes.
-        pictures: in a part, at least; None: the whole batch.
+        pictures: in a part, at least; None: the whole batch. One alone may have no variance.
     """
 
     def __init__(self, channels: int, pictures: int | None = None) -> None:
