@@ -175,17 +175,18 @@ def test_accuracy_by_epoch_and_second() -> None:
     assert axes.lines[0].get_xydata().tolist() == [[100.0, 0.5], [150.0, 0.75]]
 
 
-@pytest.mark.parametrize("validate", [False, True])
+@pytest.mark.parametrize("read", ["val", "test", "none"])
 def test_the_cost_is_of_the_whole_fit_and_the_accuracy_of_what_it_ended_with(
-    validate: bool, monkeypatch: pytest.MonkeyPatch
+    read: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    validate = read == "val"
     runs: list[Run] = []
 
     def keep(*options: str) -> Run:
         runs.append(build(*options))
         return runs[0]
 
-    monkeypatch.setattr(speedrun, "VALIDATE", validate)
+    monkeypatch.setattr(speedrun, "READ", read)
     monkeypatch.setattr(speedrun, "build", keep)
     sizes = ["data=shapes", "data.train_size=100", "data.test_size=40", "data.batch_size=25"]
     network = ["experiment=speedrun", "model.network.widths=[8,16,16]"]
@@ -194,7 +195,14 @@ def test_the_cost_is_of_the_whole_fit_and_the_accuracy_of_what_it_ended_with(
         options += ["data.val_fraction=0", "monitor=train/loss"]
     peaks = iter([1e9, 3e9])  # before and after
     found = speedrun.once(options, lambda: next(peaks), "cpu")
+    assert found["cost"] == pytest.approx(2e9 * found["seconds"])
+    assert found["images/s"] * found["seconds"] == pytest.approx(180 if validate else 200)
+    assert 0 < found["of these, until the first step is done"] < found["seconds"]
     classifier, data = runs[0].classifier, runs[0].datamodule
+    if read == "none":
+        assert not any("accuracy" in what for what in found)
+        assert runs[0].trainer.state.fn == "fit"  # and nothing after it
+        return
     pictures = data.subsets["val" if validate else "test"]
     assert (len(data.subsets["train"]), len(pictures)) == ((90, 10) if validate else (100, 40))
     pixels = pictures.images.pixels[pictures.indices]
@@ -209,9 +217,6 @@ def test_the_cost_is_of_the_whole_fit_and_the_accuracy_of_what_it_ended_with(
         ]
     accuracies = [found["accuracy"], found["accuracy, averaged over views"]]
     assert accuracies == pytest.approx(expected)
-    assert found["cost"] == pytest.approx(2e9 * found["seconds"])
-    assert found["images/s"] * found["seconds"] == pytest.approx(180 if validate else 200)
-    assert 0 < found["of these, until the first step is done"] < found["seconds"]
 
 
 @pytest.mark.parametrize(

@@ -148,3 +148,26 @@ def test_what_lowers_the_rate_during_the_warm_up_keeps_its_effect(compose_train:
     found = rates(compose_train(*options, *QUIET), Halving())
     expected = [(0.01 + 0.03 * step / 8) * (0.5 if step >= 4 else 1) for step in range(8)]
     assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_warm_up_and_the_linear_schedule_multiply(compose_train: Compose) -> None:
+    options = ["callbacks=warmup", "callbacks.warmup.start=0.1", "scheduler=linear"]
+    options += ["optimizer.lr=0.04", "data.batch_size=8", "trainer.max_epochs=2"]
+    found = rates(compose_train(*options, *QUIET))
+    rising = [0.1 + 0.9 * step / 4 for step in range(4)] + [1.0] * 4
+    expected = [0.04 * (1 - step / 8) * share for step, share in enumerate(rising)]
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_warm_up_of_ones_own_counts(compose_train: Compose) -> None:
+    scaled = "auto_scaled={lr: 0.01, batch_size: 2, warmup_epochs: 3}"
+    own = ["callbacks=warmup", "callbacks.warmup.epochs=2", "callbacks.warmup.start=0.5"]
+    cfg = compose_train("optimizer.lr=auto_scaled", scaled, "data.batch_size=8", *own, *QUIET)
+    assert scale_learning_rate(cfg) == "learning rate 0.04 = 0.01 x 8 / 2"
+    assert (cfg.callbacks.warmup.epochs, cfg.callbacks.warmup.start) == (2, 0.5)
+
+
+def test_warm_up_and_one_cycle_are_refused(compose_train: Compose) -> None:
+    cfg = compose_train("callbacks=warmup", "scheduler=one_cycle", "trainer.max_epochs=3", *QUIET)
+    with pytest.raises(UserError, match=r"^callbacks\.warmup: scheduler=one_cycle raises the rate"):
+        rates(cfg)

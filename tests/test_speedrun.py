@@ -72,7 +72,7 @@ def test_the_first_layer_is_whitened_with_the_training_pictures_once(tmp_path: P
     run = speedrun(tmp_path, "callbacks.whitening.pictures=50", "trainer.max_epochs=4")
     run.trainer.fit(run.classifier, run.datamodule)
     network, data = run.classifier.network, run.datamodule
-    twin = type(network)(widths=[8, 16, 16], epsilon=0.01)
+    twin = type(network)(widths=[8, 16, 16], epsilon=0.01, directions=8)
     subset = data.subsets["train"]
     labels = subset.images.labels[subset.indices]
     chosen = torch.tensor([k * len(subset) // 50 for k in range(50)])
@@ -133,7 +133,7 @@ def test_a_finder_tries_the_whitened_network(tmp_path: Path, finder: str) -> Non
 
 def test_several_rates_are_not_searched_as_one(tmp_path: Path) -> None:
     run = speedrun(tmp_path, "callbacks=[lr_finder,whitening]")
-    with pytest.raises(UserError, match=r"has several \(0.15, 26.5, 335\): give another optimizer"):
+    with pytest.raises(UserError, match=r"has several \(0.15, 26.5, 670\): give another optimizer"):
         run.trainer.fit(run.classifier, run.datamodule)
 
 

@@ -40,6 +40,7 @@ def scale_learning_rate(cfg: DictConfig) -> str | None:
     batch = cfg.data.batch_size * accumulated
     share = batch / base.batch_size
     warmup = share > 1 and base.warmup_epochs > 0 and cfg.scheduler is None
+    warmup = warmup and not (cfg.callbacks or {}).get("warmup")  # one chosen by hand counts
     with open_dict(cfg):
         cfg.optimizer.lr = float(f"{base.lr * share:.6g}")
         if warmup:

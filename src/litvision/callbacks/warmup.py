@@ -6,6 +6,9 @@ from typing import Annotated, Any
 
 import lightning as L
 from pydantic import Field
+from torch.optim.lr_scheduler import OneCycleLR
+
+from litvision.errors import UserError
 
 
 class Warmup(L.Callback):
@@ -32,6 +35,18 @@ class Warmup(L.Callback):
     def share(self, step: int, steps: float) -> float:
         """Return the share of the rate at an optimizer step, of `steps` that warm-up lasts."""
         return min(1.0, self.start + (1 - self.start) * step / steps)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse a schedule that raises the rate itself.
+
+        Raises:
+            UserError: the schedule is a `OneCycleLR`, which knows nothing of rates set by others.
+        """
+        if any(isinstance(config.scheduler, OneCycleLR) for config in trainer.lr_scheduler_configs):
+            raise UserError(
+                "callbacks.warmup: scheduler=one_cycle raises the rate itself: take another "
+                "schedule, or callbacks.warmup=null."
+            )
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
