@@ -83,6 +83,10 @@ def test_initial_weights_depend_on_the_seed_alone(compose_train: Compose) -> Non
         ("callbacks.early_stopping.patience=x", "callbacks.early_stopping.patience='x' does not"),
         ("+model.network.depth=3", "model.network.depth: tiny.TinyNet has no option 'depth'."),
         ("+trainer.sync_batchnorm=true", "trainer.sync_batchnorm=true works on GPUs only."),
+        (
+            "+model.network.norm_pictures=100 +trainer.sync_batchnorm=true",
+            r"model\.network\.norm_pictures=100 over parts of one device's: leave one out\.",
+        ),
         ("resume=nowhere/last.ckpt", "There is no checkpoint at nowhere/last.ckpt"),
     ],
 )
@@ -95,7 +99,7 @@ def test_a_value_that_does_not_fit_is_refused_before_data_are_read(
     monkeypatch.setattr("litvision.sources.shapes.Shapes.prepare", unexpected)
     monkeypatch.setattr("litvision.sources.shapes.Shapes.read", unexpected)
     with pytest.raises(UserError, match=message) as error:
-        assemble(compose_train(override))
+        assemble(compose_train(*override.split()))
     assert "\n" not in str(error.value)
 
 

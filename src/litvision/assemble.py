@@ -164,6 +164,12 @@ def use_hardware(cfg: DictConfig) -> None:
             "GPU here. Give trainer.accelerator=cpu; if there is one, its driver may be too old "
             "for this build of torch: make install TORCH=cu128 takes another."
         )
+    pictures = OmegaConf.select(cfg, "model.network.norm_pictures")
+    if pictures and cfg.trainer.get("sync_batchnorm"):
+        raise UserError(
+            "trainer.sync_batchnorm=true normalises over the pictures of all devices, and "
+            f"model.network.norm_pictures={pictures} over parts of one device's: leave one out."
+        )
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # what is left in float32 may use TF32
     elif device == "cpu":
