@@ -27,6 +27,7 @@ from litvision.tta import average
 
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1,2").split(",")]
 READ = os.environ.get("READ", "test")
+SPLITS = {"val": "validation split", "test": "test split", "none": "no split read"}
 EXPERIMENT = os.environ.get("EXPERIMENT", "speedrun")
 OPTIONS = os.environ.get("OPTIONS", "").split()
 FIXED = [
@@ -74,6 +75,8 @@ def accuracy(run: Run) -> float:
 
 def measure(name: str, experiment: str, options: list[str], limits: dict[str, str]) -> None:
     """Train with each seed and save a table."""
+    if READ not in SPLITS:
+        sys.exit(f"error: READ={READ}: it takes val, test or none.")
     device = hardware.accelerator("auto")
     peak = ProductPeak(device)
     common = [f"experiment={experiment}", *REAL, *FIXED, *options]
@@ -81,8 +84,7 @@ def measure(name: str, experiment: str, options: list[str], limits: dict[str, st
     for seed in SEEDS:
         found.append(once([*common, f"seed={seed}"], peak, device))
         print(seed, found[-1], flush=True)
-    split = {"val": "validation split", "test": "test split", "none": "no split read"}[READ]
-    table = Table(f"{name}: {split}, seeds {', '.join(map(str, SEEDS))}")
+    table = Table(f"{name}: {SPLITS[READ]}, seeds {', '.join(map(str, SEEDS))}")
     for what in found[0]:
         values = [result[what] for result in found]
         mean = statistics.mean(values)
@@ -93,8 +95,6 @@ def measure(name: str, experiment: str, options: list[str], limits: dict[str, st
 
 
 def main() -> None:
-    if READ not in ("val", "test", "none"):
-        sys.exit(f"error: READ={READ}: it takes val, test or none.")
     bound = EXPERIMENT == "speedrun" and READ != "val"
     measure(EXPERIMENT, EXPERIMENT, OPTIONS, LIMITS if bound else {})
 

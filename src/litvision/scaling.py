@@ -39,8 +39,8 @@ def scale_learning_rate(cfg: DictConfig) -> str | None:
     check_value("trainer.accumulate_grad_batches", accumulated, Annotated[int, Field(ge=1)])
     batch = cfg.data.batch_size * accumulated
     share = batch / base.batch_size
-    warmup = share > 1 and base.warmup_epochs > 0 and cfg.scheduler is None
-    warmup = warmup and not (cfg.callbacks or {}).get("warmup")  # one chosen by hand counts
+    own = cfg.scheduler is not None or (cfg.callbacks or {}).get("warmup")  # chosen by hand
+    warmup = share > 1 and base.warmup_epochs > 0 and not own
     with open_dict(cfg):
         cfg.optimizer.lr = float(f"{base.lr * share:.6g}")
         if warmup:
