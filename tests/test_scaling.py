@@ -65,6 +65,11 @@ def rates(cfg: Any, *callbacks: L.Callback, resume: Path | None = None) -> list[
             0.08,
             "learning rate 0.08 = 0.01 x 1024 / 128",
         ),
+        (
+            ["data.batch_size=1024", "+callbacks.warmup=null"],
+            0.08,
+            "learning rate 0.08 = 0.01 x 1024 / 128",
+        ),
     ],
 )
 def test_the_rate_is_the_base_times_the_batch_over_the_bases_batch(
@@ -73,7 +78,7 @@ def test_the_rate_is_the_base_times_the_batch_over_the_bases_batch(
     cfg = compose_train("optimizer.lr=auto_scaled", *overrides)
     assert scale_learning_rate(cfg) == line
     assert cfg.optimizer.lr == rate
-    assert ("warmup" in cfg.callbacks) == ("warm-up" in line)
+    assert bool(cfg.callbacks.get("warmup")) == ("warm-up" in line)
 
 
 def test_a_number_stays_what_it_is(compose_train: Compose) -> None:

@@ -39,7 +39,7 @@ def scale_learning_rate(cfg: DictConfig) -> str | None:
     check_value("trainer.accumulate_grad_batches", accumulated, Annotated[int, Field(ge=1)])
     batch = cfg.data.batch_size * accumulated
     share = batch / base.batch_size
-    own = cfg.scheduler is not None or (cfg.callbacks or {}).get("warmup")  # chosen by hand
+    own = cfg.scheduler is not None or "warmup" in (cfg.callbacks or {})  # chosen by hand, or null
     warmup = share > 1 and base.warmup_epochs > 0 and not own
     with open_dict(cfg):
         cfg.optimizer.lr = float(f"{base.lr * share:.6g}")

@@ -108,6 +108,16 @@ def test_output_shape_by_option(num_classes, in_channels):
         assert network(torch.randn(2, in_channels, 32, 32)).shape == (2, num_classes)
 
 
+@pytest.mark.parametrize("side", [8, 24, 28])
+def test_the_last_stage_has_an_eighth_of_the_side(network, side):
+    maps = []
+    hook = network.layer4.register_forward_hook(lambda *call: maps.append(call[-1].shape))
+    with torch.inference_mode():
+        logits = network.eval()(torch.randn(2, 3, side, side))
+    hook.remove()
+    assert (maps, logits.shape) == ([(2, 512, (side + 7) // 8, (side + 7) // 8)], (2, 10))
+
+
 def test_gradient_reaches_every_parameter():
     torch.manual_seed(2)
     network = ResNet18()
@@ -116,7 +126,7 @@ def test_gradient_reaches_every_parameter():
     assert without == []
 
 
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (31, 32), (32, 31)])
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (7, 32), (32, 7)])
 def test_small_pictures_are_refused(network, height, width):
-    with pytest.raises(ValueError, match=f"at least 32x32 pixels, not {height}x{width}"):
+    with pytest.raises(ValueError, match=f"at least 8x8 pixels, not {height}x{width}"):
         network(torch.zeros(1, 3, height, width))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from litvision.networks.convolution import Conv2d
 from litvision.networks.normalization import Norm, normalization
 
-SMALLEST_SIDE = 32
+SMALLEST_SIDE = 8  # below it, the last stages have less than one position to halve to
 
 
 class ResNet18(nn.Module):
@@ -55,13 +55,13 @@ class ResNet18(nn.Module):
         """Map pictures to logits.
 
         Args:
-            x: float `[N, in_channels, H, W]`, normalised; H and W at least 32.
+            x: float `[N, in_channels, H, W]`, normalised; H and W at least 8.
 
         Returns:
             float `[N, num_classes]`, unnormalised.
 
         Raises:
-            ValueError: H or W is below 32.
+            ValueError: H or W is below 8.
         """
         height, width = x.shape[-2:]
         if height < SMALLEST_SIDE or width < SMALLEST_SIDE:
