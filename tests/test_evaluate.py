@@ -93,6 +93,43 @@ def test_another_root_and_another_split_of_the_same_kind_of_data(
     assert "of 2" in done.stdout  # a quarter of 8 training pictures a class
 
 
+def test_other_pictures_need_no_training_split(trained: Trained, run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained.pictures / "test", other / "test")
+    (other / "test" / "green").rename(other / "test" / "violet")
+    data = ["data=image_folder", f"data.root={other}"]
+    done = run("evaluate", f"checkpoint={trained.checkpoint}", *data, *EVALUATE)
+    assert done.returncode == 0, done.stderr
+    found = evaluation(tmp_path)
+    assert (found["acc/red"], found["acc/green"], found["acc/blue"]) == (1.0, None, 1.0)
+    assert "pictures         8\n" in done.stdout
+    assert "left out the pictures of classes not in data.classes: violet" in done.stdout
+
+
+def test_pictures_of_none_of_the_classes_are_refused(
+    trained: Trained, run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.pictures / "test" / "red", tmp_path / "other" / "test" / "violet")
+    data = ["data=image_folder", f"data.root={tmp_path / 'other'}"]
+    done = run("evaluate", f"checkpoint={trained.checkpoint}", *data, *EVALUATE)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: data.classes names 'blue', which the data set does not have. Nearest: violet; it "
+        "has 1 classes in all."
+    )
+
+
+def test_its_own_training_pictures_are_not_decoded(
+    trained: Trained, run: Run, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(trained.pictures, moved, ignore=shutil.ignore_patterns(".litvision", "train"))
+    done = run("evaluate", f"checkpoint={trained.checkpoint}", f"data.root={moved}", *EVALUATE)
+    assert done.returncode == 0, done.stderr
+    assert evaluation(tmp_path)["test/acc"] == 1.0
+    assert [path.name for path in (moved / ".litvision").glob("*.npy")] == ["test-32px.npy"]
+
+
 @pytest.mark.parametrize("classes", ["[red,blue]", "[red,green,blue]"])
 def test_other_classes_than_those_of_the_logits_are_refused(
     trained: Trained, run: Run, classes: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Protocol
@@ -26,6 +25,7 @@ from litvision.batches import (
     random_stream,
     split_stratified,
 )
+from litvision.class_choice import choose
 from litvision.errors import UserError
 from litvision.transforms import Padding, brighten, crop, cutout, flip, normalize
 
@@ -132,7 +132,7 @@ class ImageDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.on_device = on_device
         self.seed = seed
-        self.test_split = "test"
+        self.test_split: str | None = None  # test on it, and need no other; None: train first
         self.subsets: dict[str, Subset] = {}
         self._on_device: dict[int, Images] = {}  # by the address of their pixels in main memory
         if on_device is True and num_workers:
@@ -150,8 +150,8 @@ class ImageDataModule(L.LightningDataModule):
         """Read the pictures and make the subsets `train`, `val` and `test`, once for all stages.
 
         Raises:
-            UserError: `classes` names one that is not there, a split has no pictures left, or
-                `crop` exceeds the padded pictures.
+            UserError: `classes` names one that is not there, a split that is needed is missing or
+                has no pictures left, or `crop` exceeds the padded pictures.
         """
         if self.subsets:
             return
@@ -161,18 +161,33 @@ class ImageDataModule(L.LightningDataModule):
                 images.check_labels()
         except ValueError as error:  # of `Images`, for a source that is not as it should be
             raise UserError(f"data.source: {' '.join(str(error).split())}") from error
-        rows = {name: self._keep(images) for name, images in splits.items()}
-        splits = {name: self._relabel(images) for name, images in splits.items()}
+        needed = ["train", "val", "test"] if self.test_split is None else [self.test_split]
+        for name in needed:
+            if name not in splits and (name != "val" or "train" not in splits):
+                raise UserError(
+                    f"There is no {name} split, only {', '.join(splits)}: choose a source, or "
+                    f"data.splits, that has it."
+                )
+        if self.only_classes is None:
+            rows = {name: torch.arange(len(images)) for name, images in splits.items()}
+        else:
+            every = "train" in splits
+            chosen = {n: choose(images, self.only_classes, every) for n, images in splits.items()}
+            splits = {name: images for name, (images, _) in chosen.items()}
+            rows = {name: kept for name, (_, kept) in chosen.items()}
+        if "train" not in splits:  # of it, classes and size are used even then
+            read = splits[needed[0]]
+            for name in {"train", "val", "test"} - set(splits):
+                splits[name], rows[name] = read, torch.arange(0)
         train, kept = splits["train"], rows["train"]
         if self.limit_per_class is not None:
             kept = kept[_first_of_each(train.labels[kept], self.limit_per_class, self.seed)]
-        needed = ["train", "val", "test"]
         if "val" not in splits:
             splits["val"], rows["val"] = train, kept[:0]
             if self.val_fraction:
                 first, second = split_stratified(train.labels[kept], self.val_fraction, self.seed)
                 kept, rows["val"] = kept[first], kept[second]
-            else:
+            elif self.test_split is None:
                 needed.remove("val")
         rows["train"] = kept
         self.subsets = {name: Subset(splits[name], rows[name]) for name in splits}
@@ -202,32 +217,6 @@ class ImageDataModule(L.LightningDataModule):
                 f"{largest}x{largest} pixels with data.padding={self.padding}: give no more, or "
                 "null."
             )
-
-    def _keep(self, images: Images) -> Tensor:
-        """Return the rows whose class is wanted, ascending."""
-        if self.only_classes is None:
-            return torch.arange(len(images))
-        for name in self.only_classes:
-            if name not in images.classes:
-                near = difflib.get_close_matches(name, images.classes, n=3, cutoff=0.0)
-                raise UserError(
-                    f"data.classes names {name!r}, which the data set does not have. "
-                    f"Nearest: {', '.join(near)}; it has {len(images.classes)} classes in all."
-                )
-        if len(set(self.only_classes)) != len(self.only_classes):
-            raise UserError("data.classes names a class twice: name each once.")
-        wanted = torch.tensor([name in self.only_classes for name in images.classes])
-        return wanted[images.labels].nonzero().flatten()
-
-    def _relabel(self, images: Images) -> Images:
-        """Number the wanted classes from 0 in the order asked for; the pictures stay in place."""
-        if self.only_classes is None:
-            return images
-        number = torch.full((len(images.classes),), -1)
-        for new, name in enumerate(self.only_classes):
-            number[images.classes.index(name)] = new
-        labels, classes = number[images.labels], tuple(self.only_classes)
-        return Images(images.pixels, labels, classes, images.mean, images.std)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -282,7 +271,7 @@ class ImageDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         """Return the loader of the test split, or of the one that `test_split` names."""
-        return self._loader(self.test_split)
+        return self._loader(self.test_split or "test")
 
     def _plans(self, name: str, training: bool = False) -> PlanSampler:
         world_size = self.trainer.world_size if self.trainer else 1

@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> float:
         trust = (*TRUSTED, *cfg.trust)
         card["config"]["data"] = trusted_data(card["config"]["data"], cfg.trust, path)
     with open_dict(cfg):
-        cfg.data = data_config(cfg.data, card)
+        cfg.data = data_config(cfg.data, card, cfg.split)
     assemble.use_hardware(cfg)
     check(cfg)
     check_value("sparse", cfg.sparse, bool)
@@ -107,13 +107,15 @@ def test_sparse(
     return "\n".join(lines)
 
 
-def data_config(data: DictConfig, card: dict[str, Any]) -> DictConfig:
+def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfig:
     """Return the config of the data to test on, prepared as the classifier was trained.
 
     Args:
         data: a whole data config if one was chosen, else values that replace the checkpoint's own,
             where they are not null.
         card: what the checkpoint says about itself.
+        split: to test on. Of a source that can leave splits out, "test" is all that is read;
+            validation pictures may have to be set aside from those of training.
     """
     if "_target_" in data:
         node = OmegaConf.create(OmegaConf.to_container(data, resolve=True, throw_on_missing=True))
@@ -123,8 +125,6 @@ def data_config(data: DictConfig, card: dict[str, Any]) -> DictConfig:
             node.image_size = card["image_size"][0]
         for key in [key for key in ("root", "eval_batch_size", "num_workers") if node[key] is None]:
             del node[key]  # not this data set's: evaluate.yaml has them for the checkpoint's own
-        if node.get("classes") is None:
-            node.classes = card["classes"]  # in the order of the logits
     else:
         node = OmegaConf.create(card["config"]["data"])
         unknown = [str(key) for key, value in data.items() if value is not None and key not in node]
@@ -139,7 +139,11 @@ def data_config(data: DictConfig, card: dict[str, Any]) -> DictConfig:
                 f"The pictures that the classifier was trained on are not at {node.root}: give "
                 "data.root=<where they are>, or data=<choice>."
             )
-    if list(node.classes or card["classes"]) != list(card["classes"]):
+    if node.get("classes") is None:
+        node.classes = card["classes"]  # in the order of the logits
+    if split == "test" and "splits" in node and node.splits is None:
+        node.splits = [split]
+    if list(node.classes) != list(card["classes"]):
         raise UserError(
             "data.classes differs from what the checkpoint was trained on, in number or order: "
             f"leave it out, or give [{','.join(card['classes'])}]."

@@ -136,10 +136,11 @@ def real_pictures(cfg: Any, content: dict[str, Any], path: Path) -> Tensor:
         return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
     card["config"]["data"] = trusted_data(card["config"]["data"], cfg.trust, path)
     try:
-        node = data_config(DictConfig({}), card)
+        node = data_config(DictConfig({}), card, "test")
         node["on_device"] = False
         check(DictConfig({"data": node}))
         datamodule = assemble.build_datamodule(node, (*TRUSTED, *cfg.trust))
+        datamodule.test_split = "test"
         datamodule.prepare_data()
         datamodule.setup()
     except UserError as error:

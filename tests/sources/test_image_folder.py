@@ -339,7 +339,9 @@ def test_a_wrong_layout_is_said_in_one_line(image_folder: Path, tmp_path: Path) 
             "set data.root to the folder that holds train and test"
         )
         (root / name).mkdir()
-        assert error_of(source) == f"no pictures in {root / name}; {expected}"
+        assert error_of(source) == (
+            f"no pictures in {root / name}; expected {root / name}/<class>/*.jpg (or .png, …)"
+        )
         (root / name).rmdir()
         moved.rename(root / name)
 
@@ -350,12 +352,44 @@ def test_a_wrong_layout_is_said_in_one_line(image_folder: Path, tmp_path: Path) 
     )
     (root / "train" / "violet").mkdir()
     assert error_of(source) == (
-        f"no pictures in {root}/train/violet; {expected}; add some or remove the folder"
+        f"no pictures in {root}/train/violet; expected {root}/train/<class>/*.jpg (or .png, …); "
+        "add some or remove the folder"
     )
     (root / "train" / "violet" / "0.png").write_text("not a picture")
     assert error_of(ImageFolder(root, on_error="skip")).startswith(
         f"no pictures in {root}/train/violet; "
     )
+
+
+def test_one_split_alone(image_folder: Path) -> None:
+    whole = ImageFolder(image_folder).read()["test"]
+    shutil.rmtree(image_folder / "train")
+    shutil.rmtree(image_folder / "test" / "blue")
+    splits = ImageFolder(image_folder, splits=["test"]).read()
+    assert list(splits) == ["test"]
+    assert splits["test"].classes == ("green", "red")
+    assert splits["test"].labels.tolist() == [0] * 4 + [1] * 4
+    assert torch.equal(splits["test"].pixels, whole.pixels[4:])
+
+    tests = (image_folder / "test").rename(image_folder / "tests")
+    assert error_of(ImageFolder(image_folder, splits=["test"])) == (
+        f"no folder {image_folder}/test; expected {image_folder}/test/<class>/*.jpg (or .png, …); "
+        "set data.root to the folder that holds test"
+    )
+    assert error_of(ImageFolder(tests, splits=["test"])) == (
+        f"no folder {tests}/test, but green, red: if these are the classes, move them into "
+        f"{tests}/test"
+    )
+
+
+def test_what_one_split_skips_stays_listed_when_the_other_is_read(image_folder: Path) -> None:
+    (image_folder / "train" / "red" / "x.png").touch()
+    (image_folder / "test" / "red" / "y.png").touch()
+    for splits in (None, ["test"]):
+        ImageFolder(image_folder, on_error="skip", splits=splits).prepare()
+        listed = (image_folder / ".litvision" / "skipped.txt").read_text().splitlines()
+        assert [Path(line.split("\t")[0]).name for line in listed] == ["x.png", "y.png"]
+        (image_folder / "test" / "blue" / "0.jpg").touch()
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(image_folder: Path, tmp_path: Path) -> None:

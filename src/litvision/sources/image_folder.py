@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +23,8 @@ from litvision.errors import UserError
 from litvision.sources.decode import DecodedBatches, pictures, visible
 
 log = logging.getLogger(__name__)
+
+Split = Literal["train", "test", "val"]
 
 _FORMAT = 1  # raise it when `decode` or the cache's layout changes: old caches are then rebuilt
 
@@ -40,6 +43,8 @@ class ImageFolder:
             out, logs it, and lists it in `skipped.txt` in the cache.
         decode_workers: processes that decode; None is one a processor, or none for few pictures.
         cache_dir: where to keep what was decoded; None is `root/.litvision`.
+        splits: read these only; None: all that are there. Without "train", the classes are those
+            of the splits that are read.
     """
 
     def __init__(
@@ -49,12 +54,14 @@ class ImageFolder:
         on_error: Literal["raise", "skip"] = "raise",
         decode_workers: Annotated[int, Field(ge=0)] | None = None,
         cache_dir: str | Path | None = None,
+        splits: Annotated[list[Split], Field(min_length=1)] | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
         self.image_size = image_size
         self.on_error = on_error
         self.decode_workers = decode_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else self.root / ".litvision"
+        self.splits = splits
 
     def prepare(self) -> None:
         """Decode every split that is new or has changed; else do nothing.
@@ -69,8 +76,8 @@ class ImageFolder:
         """Map every split into memory, having prepared what is not yet prepared.
 
         Returns:
-            "train", "test" and, where there is such a folder, "val": pixels uint8
-            `[N, image_size, image_size, 3]` in the order of the class names, then file names.
+            "train", "test" and, where there is such a folder, "val", or those of `splits`: pixels
+            uint8 `[N, image_size, image_size, 3]` in the order of the class names, then file names.
 
         Raises:
             UserError: as `prepare` does.
@@ -85,14 +92,16 @@ class ImageFolder:
                 ", ".join(skipped[:10]),
                 ", …" if len(skipped) > 10 else "",
             )
-        return {split.name: split.images(splits[0].classes) for split in splits}
+        classes = _classes(splits)
+        return {split.name: split.images(classes) for split in splits}
 
     def _prepared_splits(self) -> list[_Split]:
         splits = [
             _Split(self.root, name, self.image_size, self.cache_dir) for name in self._split_names()
         ]
-        for split in splits[1:]:
-            if unknown := sorted(set(split.classes) - set(splits[0].classes)):
+        classes = _classes(splits)
+        for split in splits:
+            if unknown := sorted(set(split.classes) - set(classes)):
                 raise UserError(
                     f"{self.root}/{split.name}/{unknown[0]} is a class that {self.root}/train does "
                     "not have; remove it, or put pictures of that class there"
@@ -115,21 +124,28 @@ class ImageFolder:
             split.check(self.on_error)
         return splits
 
-    def _split_names(self) -> list[str]:
-        for name in ("train", "test"):
-            if not (self.root / name).is_dir():
-                folders = sorted(f.name for f in self.root.glob("*/")) if name == "train" else []
-                if len(folders) > 1:
-                    raise UserError(
-                        f"no folder {self.root / name}, but {', '.join(folders[:3])}: if these are "
-                        f"the classes, move them into {self.root / 'train'}, and some pictures of "
-                        f"each into {self.root / 'test'}/<class>"
-                    )
+    def _split_names(self) -> Sequence[Split]:
+        needed: Sequence[Split] = self.splits or ("train", "test")
+        for name in needed:
+            if (self.root / name).is_dir():
+                continue
+            try:
+                folders = sorted(entry.name for entry in visible(self.root) if entry.is_dir())
+            except OSError:  # nothing there
+                folders = []
+            if len(folders) > 1 and name == needed[0]:
+                tested = f", and some pictures of each into {self.root / 'test'}/<class>"
                 raise UserError(
-                    f"no folder {self.root / name}; {_expected(self.root)}; "
-                    "set data.root to the folder that holds train and test"
+                    f"no folder {self.root / name}, but {', '.join(folders[:3])}: if these are the "
+                    f"classes, move them into {self.root / name}"
+                    + (tested if name == "train" and "test" in needed else "")
                 )
-        return ["train", "test", *(["val"] if (self.root / "val").is_dir() else [])]
+            raise UserError(
+                f"no folder {self.root / name}; {_expected(self.root, needed)}; "
+                f"set data.root to the folder that holds {' and '.join(needed)}"
+            )
+        own = self.splits is None and (self.root / "val").is_dir()
+        return (*needed, "val") if own else needed
 
 
 class _Split:
@@ -151,7 +167,7 @@ class _Split:
                 digest.update(os.fsencode(f"{path}\0{size}\0{mtime}\n"))
         self.digest = digest.hexdigest()
         if not self.files:
-            raise UserError(f"no pictures in {root / name}; {_expected(root)}")
+            raise UserError(f"no pictures in {root / name}; {_expected(root, [name])}")
         self.check("skip")
 
     def is_cached(self) -> bool:
@@ -200,7 +216,7 @@ class _Split:
         filled = {path.split("/")[1] for path in self.files if path not in self.skipped}
         if self.name == "train" and (empty := [c for c in self.classes if c not in filled]):
             raise UserError(
-                f"no pictures in {self.root}/train/{empty[0]}; {_expected(self.root)}; "
+                f"no pictures in {self.root}/train/{empty[0]}; {_expected(self.root, ['train'])}; "
                 "add some or remove the folder"
             )
 
@@ -213,6 +229,12 @@ class _Split:
             labels=torch.tensor([label[name] for name in kept]),
             classes=tuple(classes),
         )
+
+
+def _classes(splits: list[_Split]) -> list[str]:
+    """Return the classes that labels count in: the training split's, else all."""
+    train = [split for split in splits if split.name == "train"]
+    return sorted({name for split in train or splits for name in split.classes})
 
 
 def _map(path: Path) -> Tensor:
@@ -234,7 +256,12 @@ def _reserve(path: Path) -> None:
 
 
 def _list_skipped(splits: list[_Split], path: Path) -> None:
-    lines = [f"{s.root}/{name}\t{why}\n" for s in splits for name, why in s.skipped.items()]
+    others = path.read_text("utf-8", "surrogateescape").splitlines(True) if path.exists() else []
+    for split in splits:
+        others = [line for line in others if not line.startswith(f"{split.root}/{split.name}/")]
+    lines = others + [
+        f"{s.root}/{name}\t{why}\n" for s in splits for name, why in s.skipped.items()
+    ]
     if lines:
         path.write_text("".join(lines), "utf-8", "surrogateescape")
     else:
@@ -248,5 +275,6 @@ def _unreadable(root: Path, path: str, reason: str) -> UserError:
     )
 
 
-def _expected(root: Path) -> str:
-    return f"expected {root}/train/<class>/*.jpg and {root}/test/<class>/*.jpg (or .png, …)"
+def _expected(root: Path, splits: Sequence[str]) -> str:
+    places = " and ".join(f"{root}/{name}/<class>/*.jpg" for name in splits)
+    return f"expected {places} (or .png, …)"
