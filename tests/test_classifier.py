@@ -182,6 +182,13 @@ class Explodes(nn.Module):
         return logits * math.nan if self.calls == self.bad else logits
 
 
+def test_answers_that_are_no_numbers_are_not_left_out(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    classifier = ImageClassifier(Explodes(2), SGD)
+    metrics = run.test(classifier, loader(batches([4, 4, 4])), verbose=False)[0]
+    assert math.isnan(metrics["test/loss"])
+
+
 def test_a_loss_that_is_not_finite_names_step_batch_and_rate(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_epochs=3)
     with pytest.raises(NonFiniteLossError) as error:

@@ -106,6 +106,33 @@ def test_other_pictures_need_no_training_split(trained: Trained, run: Run, tmp_p
     assert "left out the pictures of classes not in data.classes: violet" in done.stdout
 
 
+def test_a_class_that_came_later_is_not_taken_for_one_of_the_logits(
+    trained: Trained, run: Run, tmp_path: Path
+) -> None:
+    grown = tmp_path / "grown"
+    shutil.copytree(trained.pictures, grown)
+    for split in ("train", "test"):  # the first by its name
+        shutil.copytree(grown / split / "red", grown / split / "amber")
+    done = run("evaluate", f"checkpoint={trained.checkpoint}", f"data.root={grown}", *EVALUATE)
+    assert done.returncode == 0, done.stderr
+    assert evaluation(tmp_path)["test/acc"] == 1.0
+    assert "left out the pictures of classes not in data.classes: amber" in done.stdout
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_chosen_data_are_split_as_in_training(
+    trained: Trained, run: Run, tmp_path: Path, split: str
+) -> None:
+    chosen = ["data=image_folder", f"data.root={trained.pictures}"]
+    for number, data in enumerate(([], chosen)):
+        folder = f"hydra.run.dir={tmp_path}/{number}"
+        options = [f"split={split}", "seed=3", folder, *data, *EVALUATE]
+        done = run("evaluate", f"checkpoint={trained.checkpoint}", *options)
+        assert done.returncode == 0, done.stderr
+    own, other = (json.loads((tmp_path / n / "evaluation.json").read_text()) for n in "01")
+    assert own["test/loss"] == other["test/loss"]
+
+
 def test_pictures_of_none_of_the_classes_are_refused(
     trained: Trained, run: Run, tmp_path: Path
 ) -> None:
@@ -139,7 +166,7 @@ def test_other_classes_than_those_of_the_logits_are_refused(
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "error: data.classes differs from what the checkpoint was trained on, in number or order: "
-        "leave it out, or give [blue,green,red]."
+        "leave it out, or give \"data.classes=['blue','green','red']\"."
     )
 
 

@@ -89,8 +89,16 @@ def test_an_empty_folder_for_validation_is_said(tmp_path: Path, made: Any) -> No
 
 
 def test_no_validation_leaves_nothing_to_watch(made: Any) -> None:
-    with pytest.raises(UserError, match=r"watches 'val/loss', which was not logged.* Set monitor"):
-        fit(made(None, "trainer.limit_val_batches=0"))
+    for option in ("trainer.limit_val_batches=0", "data.val_fraction=0"):
+        with pytest.raises(UserError) as error:
+            made(None, option)
+        assert str(error.value) == (
+            f"monitor=val/loss needs pictures to validate, and {option} leaves none: give "
+            f"monitor=train/loss too, or leave {option} out."
+        )
+    run = made(None, "trainer.limit_val_batches=0", "monitor=train/loss")
+    fit(run)
+    assert run.score is not None
 
 
 def test_a_class_without_pictures_has_no_accuracy(tmp_path: Path, run: Run) -> None:

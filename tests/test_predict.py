@@ -123,13 +123,15 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_not_lost(
     shutil.copytree(trained.parent / "pictures" / "test" / "red", folder)
     (folder / "broken.jpg").write_bytes(next(folder.iterdir()).read_bytes()[:200])
     (folder / "words.png").write_text("no picture")
+    (folder / "gone.png").symlink_to("nowhere.png")
     options = [f"checkpoint={trained}", f"input={folder}", "trust=[tiny.*]", "device=cpu"]
     done = run("predict", *options, f"output={tmp_path}/a.csv")
     assert done.returncode == 1
-    broken, words, last = done.stderr.splitlines()
+    broken, gone, words, last = done.stderr.splitlines()
+    assert gone.startswith(f"cannot read {folder}/gone.png (")
     assert broken.startswith(f"cannot read {folder}/broken.jpg (")
     assert words == f"cannot read {folder}/words.png (not a picture that Pillow knows)"
-    assert last.startswith("error: 2 of 6 files could not be read, as said above;")
+    assert last.startswith("error: 3 of 7 files could not be read, as said above;")
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 1 + 4
     assert not list(tmp_path.glob("*.part"))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from omegaconf import open_dict
 
 from conftest import Compose
 from litvision.assemble import assemble
@@ -162,6 +164,47 @@ def test_warm_up_and_the_linear_schedule_multiply(compose_train: Compose) -> Non
     rising = [0.1 + 0.9 * step / 4 for step in range(4)] + [1.0] * 4
     expected = [0.04 * (1 - step / 8) * share for step, share in enumerate(rising)]
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+CYCLE = {"base_lr": 0.01, "max_lr": 0.04, "step_size_up": 3, "cycle_momentum": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "factors"),
+    [
+        (
+            "CosineAnnealingWarmRestarts",
+            {"T_0": 8},
+            [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)],
+        ),
+        (
+            "PolynomialLR",
+            {"total_iters": 8, "power": 2},
+            [(1 - step / 8) ** 2 for step in range(8)],
+        ),
+        ("CyclicLR", CYCLE, [0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0.5]),
+    ],
+)
+def test_warm_up_multiplies_whatever_the_schedule_says(
+    compose_train: Compose, name: str, options: dict[str, Any], factors: list[float]
+) -> None:
+    overrides = ["callbacks=warmup", "callbacks.warmup.start=0.1", "callbacks.warmup.epochs=1.5"]
+    overrides += ["optimizer.lr=0.04", "data.batch_size=8", "trainer.max_epochs=2"]
+    cfg = compose_train(*overrides, *QUIET)
+    with open_dict(cfg):
+        target = f"torch.optim.lr_scheduler.{name}"
+        cfg.scheduler = {"_target_": target, "_partial_": True, **options}
+        cfg.callbacks.reduce_lr_on_plateau = None
+    shares = [min(1, 0.1 + 0.9 * step / 6) for step in range(8)]
+    expected = [0.04 * factor * share for factor, share in zip(factors, shares, strict=True)]
+    assert rates(cfg) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_warm_up_of_less_than_an_epoch_reaches_the_whole_rate(compose_train: Compose) -> None:
+    options = ["callbacks=warmup", "callbacks.warmup.start=0.1", "callbacks.warmup.epochs=0.3"]
+    options += ["optimizer.lr=0.04", "data.batch_size=8", "trainer.max_epochs=2"]
+    found = rates(compose_train(*options, *QUIET))
+    assert found == pytest.approx([0.004, 0.04 * (0.1 + 0.9 / 1.2), *[0.04] * 6], rel=1e-9)
 
 
 def test_a_warm_up_of_ones_own_counts(compose_train: Compose) -> None:

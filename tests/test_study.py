@@ -48,6 +48,21 @@ def test_a_search_asks_for_runs_and_tells_their_results(tmp_path: Path, run: Run
     assert "5 trials: 5 complete" in more.stdout
 
 
+def test_a_search_by_accuracy_looks_for_the_highest(tmp_path: Path, run: Run) -> None:
+    accuracy = ["monitor=val/acc", "mode=max", "trainer.max_epochs=1"]
+    done = run("train", *SEARCH, *accuracy, "hydra.sweeper.n_trials=3")
+    assert done.returncode == 0, done.stderr
+    best = max(trials(tmp_path), key=lambda trial: (trial.value, -trial.number))
+    assert f"best: trial {best.number}, {best.value:.6g}, optimizer.lr=" in done.stdout
+
+    wrong = run("train", *SEARCH, "hydra.sweeper.direction=maximize", "hydra.sweep.dir=other")
+    assert wrong.returncode == 1
+    assert wrong.stderr.splitlines()[-1] == (
+        "error: hydra.sweeper.direction=maximize with mode=min searches for the worst: leave "
+        "hydra.sweeper.direction out."
+    )
+
+
 def test_a_run_that_diverges_or_fails_does_not_end_the_search(tmp_path: Path, run: Run) -> None:
     rates = "optimizer.lr=choice(1e30)"
     done = run("train", *SEARCH, rates, "hydra.sweeper.n_trials=2")

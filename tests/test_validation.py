@@ -120,6 +120,11 @@ def test_open_options_that_go_on_to_a_partial_child_are_checked_against_it() -> 
         check(node(_target_="test_validation.takes_any", child=child, siz=3))
 
 
+def test_keys_that_are_numbers_are_keys() -> None:
+    target = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
+    check(node(callbacks={"accumulate": {"_target_": target, "scheduling": {1: 4}}}))
+
+
 def test_nested_nodes_and_lists_are_checked_with_their_whole_path() -> None:
     wrong = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": "fast"}
     with pytest.raises(UserError, match=r"part.items\[1\].lr='fast'"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ from litvision.preflight import (
     ANY,
     build,
     check_before_reading,
+    check_monitor,
     check_shared,
     check_strategy,
     parts,
@@ -112,6 +114,7 @@ def assemble(cfg: DictConfig) -> Run:
         cfg.num_classes = len(datamodule.classes)
         cfg.image_size = list(datamodule.image_size)
         cfg.total_steps = total_steps(trainer, datamodule)
+    check_monitor(cfg, trainer, datamodule)
     trial = try_optimizer(cfg)
     # Only now: the initial weights depend on the seed alone, not on how the data were read.
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -123,7 +126,7 @@ def assemble(cfg: DictConfig) -> Run:
         try_one_picture(classifier, datamodule)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if resumed is not None:
-        same_run(resumed["litvision"]["config"], resolved)
+        same_run(resumed["litvision"], resolved, datamodule)
         if trainer.is_global_zero:
             continue_logs(trainer, resumed["global_step"])
     classifier.card = card(resolved, datamodule)
@@ -135,11 +138,15 @@ def assemble(cfg: DictConfig) -> Run:
         classifier.card["loaded"] = initialized.loaded
     if trainer.is_global_zero:
         folder = Path(cfg.run_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(resolved), folder / "config.yaml")
+        records.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
         log.info(statement(cfg, trainer, datamodule))
         if reasons := obstacles(cfg, hardware.accelerator(str(cfg.trainer.accelerator))):
             log.info(f"Another run of it may end otherwise: {'; '.join(reasons)}")
+        if cfg.callbacks and not trainer.checkpoint_callbacks:
+            log.warning(
+                f"callbacks has {', '.join(map(str, cfg.callbacks))} alone: nothing will be saved. "
+                "To add to the callbacks of every run, give callbacks=[default,<others>]."
+            )
         if cfg.num_classes == 1:
             log.warning("There is one class only: nothing to tell apart, and nothing to learn.")
         for sentence in unfit_for_muon(classifier.network, trial):
@@ -314,9 +321,17 @@ def continue_logs(trainer: L.Trainer, step: int) -> None:
                 rows = list(csv.DictReader(file))
             # A full disk may have cut the last one short.
             rows = [r for r in rows if (r["step"] or "").isdigit() and int(r["step"]) < step]
-            writer = logger.experiment  # Lightning's deletes the file
-            writer.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]
-            writer.save()
+            kept = path.with_name("metrics.csv.part")
+            shutil.copyfile(path, kept)  # Lightning's writer begins by deleting the file
+            try:
+                writer = logger.experiment
+                writer.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]
+                writer.save()
+            except OSError:
+                kept.replace(path)
+                raise
+            finally:
+                kept.unlink(missing_ok=True)
 
 
 def card(config: Any, datamodule: ImageDataModule) -> dict[str, Any]:
@@ -341,7 +356,7 @@ def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | No
     """
     if resume is None:
         return None, None
-    path = checkpoints.find(resume, ["last"])
+    path = checkpoints.find(resume, ["last", "best"])
     try:
         return str(path), checkpoints.read(path, "resume")
     except UserError as error:

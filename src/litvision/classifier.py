@@ -75,8 +75,10 @@ class ImageClassifier(L.LightningModule):
         self.channels_last = channels_last
         self.compile_network = compile
         self.card = {}
-        self.val_loss, self.val_acc = MeanMetric(), MeanMetric()
-        self.test_loss, self.test_acc = MeanMetric(), MeanMetric()
+        # Not torchmetrics' default, which leaves out what is NaN.
+        self.val_loss, self.val_acc, self.test_loss, self.test_acc = (
+            MeanMetric(nan_strategy="disable") for _ in range(4)
+        )
         self.memory_layout = torch.contiguous_format
         self._unchecked: dict[int, tuple[int, float]] = {}  # batch: its step, its learning rate
         self._resumed: dict[str, Any] | None = None
@@ -149,7 +151,7 @@ class ImageClassifier(L.LightningModule):
         """Notice a loss that is not finite, without making a GPU wait at every step.
 
         A CPU knows the loss already. A GPU notes the first bad batch on the device, and it is read
-        every `log_every_n_steps` batches and at the end of the epoch, before a checkpoint is saved.
+        every `log_every_n_steps` batches, at an epoch's end, and before a checkpoint is saved.
         """
         if not self.stop_if_not_finite or (self.device.type == "cpu" and math.isfinite(loss)):
             return
@@ -206,7 +208,8 @@ class ImageClassifier(L.LightningModule):
         metrics of the epoch before.
         """
         trainer = self.trainer
-        if trainer.is_last_batch or trainer.global_step == trainer.max_steps:
+        ended = trainer.should_stop and trainer.fit_loop._can_stop_early  # by `max_time`, say
+        if trainer.is_last_batch or trainer.global_step == trainer.max_steps or ended:
             self._raise_if_not_finite()
             pictures = torch.full_like(self._loss, self._pictures)
             sums = torch.stack([self._loss, self._correct.to(self._loss.dtype), pictures])
@@ -270,7 +273,13 @@ class ImageClassifier(L.LightningModule):
         return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the checkpoint say what it is, see `litvision.checkpoints`, and where it stands."""
+        """Let the checkpoint say what it is, see `litvision.checkpoints`, and where it stands.
+
+        Raises:
+            NonFiniteLossError: the loss was not finite: what is there is not to be overwritten.
+        """
+        if hasattr(self, "_bad_step"):
+            self._raise_if_not_finite()
         checkpoint["litvision"] = self.card
         if hasattr(self, "_loss"):
             sums = torch.stack([self._loss, self._correct.to(self._loss.dtype)])

@@ -158,8 +158,6 @@ def _implied(arguments: list[str]) -> list[str]:
     `resume` in the run's.
     """
     implied: list[str] = []
-    if any(argument.startswith("hydra.mode=") for argument in arguments):
-        return implied
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
     if rank and not any(argument.startswith("hydra.run.dir=") for argument in arguments):
         # Started by torchrun or SLURM a moment after the first, it would name a folder by its time.
@@ -179,7 +177,8 @@ def _implied(arguments: list[str]) -> list[str]:
             if run and not any(a.startswith("hydra.run.dir=") for a in arguments):
                 implied.append(f"hydra.run.dir='{run}'")
         file = CONF / key / f"{value}.yaml"
-        if key in ("experiment", "sweep") and file.is_file() and not _sweeps(arguments):
+        own = any(a.startswith("hydra.mode=") for a in arguments) or _sweeps(arguments)
+        if key in ("experiment", "sweep") and file.is_file() and not own:
             mode = OmegaConf.select(OmegaConf.load(file), "hydra.mode")
             implied += ["hydra.mode=MULTIRUN"] if mode == "MULTIRUN" else []
     return list(dict.fromkeys(implied))
@@ -188,7 +187,7 @@ def _implied(arguments: list[str]) -> list[str]:
 def _run_to_resume(value: str, arguments: list[str]) -> str | None:
     """Return the folder of the run that `resume=<value>` goes on with; None if it is in none.
 
-    "auto" is the latest run of the experiment that has saved something and has not ended.
+    "auto" is the latest run of the experiment that has saved where it was and has not ended.
     """
     if value == "auto":
         named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
@@ -200,7 +199,8 @@ def _run_to_resume(value: str, arguments: list[str]) -> str | None:
         return None
     path = Path(value.strip("'\""))
     folder = path.parents[1] if path.is_file() and path.parent.name == "checkpoints" else path
-    return str(folder) if (folder / "checkpoints" / "last.ckpt").is_file() else None
+    saved = any((folder / "checkpoints" / f"{name}.ckpt").is_file() for name in ("last", "best"))
+    return str(folder) if saved else None
 
 
 def _sweeps(arguments: list[str]) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @command("evaluate")
 def main(cfg: DictConfig) -> float:
     """Rebuild the classifier of `cfg.checkpoint`, test it, print a table, return the accuracy."""
-    from litvision import assemble, checkpoints, preflight, tta
+    from litvision import assemble, checkpoints, preflight, records, tta
     from litvision.callbacks.figures import Figures
     from litvision.callbacks.progress import progress
     from litvision.trust import TRUSTED, trusted_data
@@ -73,8 +73,8 @@ def main(cfg: DictConfig) -> float:
     if cfg.sparse:
         text += "\n\n" + test_sparse(trainer, classifier, datamodule, result)
     if trainer.is_global_zero:
-        Path(cfg.run_dir).mkdir(parents=True, exist_ok=True)
-        Path(cfg.run_dir, "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        file = Path(cfg.run_dir, "evaluation.json")
+        records.write_text(file, json.dumps(result, indent=2) + "\n")
         print(text, flush=True)
     return metrics["test/acc"]
 
@@ -120,9 +120,14 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
     if "_target_" in data:
         node = OmegaConf.create(OmegaConf.to_container(data, resolve=True, throw_on_missing=True))
         assert isinstance(node, DictConfig)
-        given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-        if "image_size" in node and not any(o.startswith("data.image_size=") for o in given):
-            node.image_size = card["image_size"][0]
+        typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+        own = {"image_size": card["image_size"][0]}
+        if split != "test":  # what set validation pictures aside from those that were trained on
+            keys = ("seed", "val_fraction", "limit_per_class")
+            own |= {key: card["config"]["data"].get(key) for key in keys}
+        for key, value in own.items():
+            if key in node and not any(option.startswith(f"data.{key}=") for option in typed):
+                node[key] = value
         for key in [key for key in ("root", "eval_batch_size", "num_workers") if node[key] is None]:
             del node[key]  # not this data set's: evaluate.yaml has them for the checkpoint's own
     else:
@@ -134,20 +139,22 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
                 f"option. They have: {', '.join(map(str, node))}."
             )
         node.update({key: value for key, value in data.items() if value is not None})
-        if node.get("root") is not None and not Path(node.root).is_dir():
+        if node.get("root") is not None and not Path(node.root).expanduser().is_dir():
             raise UserError(
                 f"The pictures that the classifier was trained on are not at {node.root}: give "
                 "data.root=<where they are>, or data=<choice>."
             )
-    if node.get("classes") is None:
-        node.classes = card["classes"]  # in the order of the logits
-    if split == "test" and "splits" in node and node.splits is None:
-        node.splits = [split]
-    if list(node.classes) != list(card["classes"]):
+    given = node.get("classes")
+    if given is not None and [str(name) for name in given] != card["classes"]:  # 0 may be a name
+        names = ",".join(f"'{name}'" for name in card["classes"])
         raise UserError(
             "data.classes differs from what the checkpoint was trained on, in number or order: "
-            f"leave it out, or give [{','.join(card['classes'])}]."
+            f'leave it out, or give "data.classes=[{names}]".'
         )
+    # In the order of the logits; what looks like an interpolation is a name as any other.
+    node.classes = [name.replace("${", "\\${") for name in card["classes"]]
+    if split == "test" and "splits" in node and node.splits is None:
+        node.splits = [split]
     node.mean, node.std = card["mean"], card["std"]
     return node
 

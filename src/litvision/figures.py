@@ -37,7 +37,8 @@ def pictures(
     for index, (picture, title) in enumerate(zip(pixels, titles, strict=True)):
         left, top = index % columns * across + 0.03, index // columns * down + 0.33
         axes.imshow(picture, extent=(left, left + 1, top + 1, top))
-        axes.text(left + 0.5, top - 0.03, title, ha="center", va="bottom", fontsize=8)
+        place = (left + 0.5, top - 0.03)
+        axes.text(*place, title, ha="center", va="bottom", fontsize=8, parse_math=False)
     axes.set(xlim=(0, across * columns), ylim=(down * rows, 0))
     return figure
 
@@ -60,8 +61,8 @@ def confusion(matrix: Tensor, classes: Sequence[str]) -> Figure:
     axes.set_ylabel("true")
     if len(classes) <= NAMED:
         places = range(len(classes))
-        axes.set_xticks(places, classes, rotation=45, ha="right")
-        axes.set_yticks(places, classes)
+        axes.set_xticks(places, classes, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(places, classes, parse_math=False)
         for row in places:
             for column in places:
                 if count := int(matrix[row, column]):
@@ -73,16 +74,21 @@ def confusion(matrix: Tensor, classes: Sequence[str]) -> Figure:
 
 
 def class_accuracy(matrix: Tensor, classes: Sequence[str]) -> Figure:
-    """Draw the accuracy on each class, the best first; at most 40: the 20 best and 20 worst."""
+    """Draw the accuracy on each class, the best first; at most 40: the 20 best and 20 worst.
+
+    A class without pictures has none and is left out.
+    """
     counts = matrix.double()
-    shares = (counts.diag() / counts.sum(1).clamp(min=1)).tolist()
-    order = sorted(range(len(classes)), key=lambda label: -shares[label])
+    shares = (counts.diag() / counts.sum(1)).tolist()
+    present = counts.sum(1).nonzero().flatten().tolist()
+    order = sorted(present, key=lambda label: -shares[label])
     if len(order) > 40:
         order = order[:20] + order[-20:]
     figure = Figure(figsize=(6, 1 + 0.25 * len(order)), layout="constrained")
     axes = figure.subplots()
-    names = [classes[label] for label in order]
-    bars = axes.barh(names, [100 * shares[label] for label in order], color="#4c78a8")
+    places = range(len(order))
+    bars = axes.barh(places, [100 * shares[label] for label in order], color="#4c78a8")
+    axes.set_yticks(places, [classes[label] for label in order], parse_math=False)
     axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 108)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litvision import checkpoints
+from litvision import checkpoints, records
 from litvision.errors import UserError
 
 IMAGENET = "imagenet"
@@ -37,7 +37,7 @@ class Initialization:
     def save(self, folder: str | Path) -> None:
         """Write all names to `initialized.json`."""
         text = json.dumps(asdict(self), indent=2) + "\n"
-        Path(folder, "initialized.json").write_text(text, encoding="utf-8")
+        records.write_text(Path(folder, "initialized.json"), text)
 
 
 def initialize(network: nn.Module, init_from: str) -> Initialization:

@@ -114,7 +114,8 @@ def answers(
     from litvision.sources.decode import DecodedBatches
 
     batches = DecodedBatches(files, predictor.image_size, batch_size=cfg.batch_size)
-    size = sum(Path(file).stat().st_size for file in files)
+    # A link to nowhere is a picture that cannot be read.
+    size = sum(path.stat().st_size for path in map(Path, files) if path.exists())
     loader = batches.loader(cfg.decode_workers, size)
     with tqdm(total=len(files), unit=" pictures", disable=None) as bar:
         start = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import threading
@@ -10,12 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, TypedDict
 
+import lightning as L
 import torch
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pydantic import Field
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from litvision.classifier import METRICS, ImageClassifier
@@ -129,15 +132,29 @@ def check_strategy(strategy: Strategy, cfg: DictConfig) -> None:
         )
 
 
-def same_run(before: dict[str, Any], now: dict[str, Any]) -> None:
+def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataModule) -> None:
     """Refuse to resume with options that the checkpoint's state would silently override or break.
 
     Args:
-        before, now: resolved configs, as plain dicts.
+        before: what the checkpoint says about itself.
+        now: the resolved config, a plain dict.
+        datamodule: of the run that goes on.
     """
+    if list(datamodule.classes) != before["classes"]:
+        raise UserError(
+            f"resume: the checkpoint was trained on the classes {', '.join(before['classes'])}, "
+            f"and the data now have {', '.join(datamodule.classes)}: give the same as then."
+        )
+    before = before["config"]
+    for name in ("ema", "sparsity_2_4"):  # without which a checkpoint holds other weights, or moves
+        if (before.get("callbacks") or {}).get(name) and not (now.get("callbacks") or {}).get(name):
+            raise UserError(
+                f"resume: the checkpoint was trained with callbacks.{name}, and this command "
+                "leaves it out: give the same callbacks as then."
+            )
     free = {"root", "url", "cache_dir", "on_error", "num_workers", "decode_workers"}
     free |= {"eval_batch_size", "compile", "channels_last"}
-    for part in ("model", "data", "optimizer", "scheduler"):
+    for part in ("model", "data", "optimizer", "scheduler", "monitor", "mode"):
         old, new = flat(before.get(part), part), flat(now.get(part), part)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and key.rpartition(".")[2] not in free:
@@ -147,17 +164,37 @@ def same_run(before: dict[str, Any], now: dict[str, Any]) -> None:
                 )
 
 
+def check_monitor(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModule) -> None:
+    """Refuse to watch a metric of validation where nothing is validated.
+
+    Raises:
+        UserError: it does.
+    """
+    if not cfg.monitor.startswith("val/"):
+        return
+    why = "trainer.limit_val_batches=0" if not trainer.limit_val_batches else None
+    if not len(datamodule.subsets["val"]):
+        why = f"data.val_fraction={datamodule.val_fraction:g}"
+    if why:
+        raise UserError(
+            f"monitor={cfg.monitor} needs pictures to validate, and {why} leaves none: give "
+            f"monitor={cfg.monitor.replace('val/', 'train/', 1)} too, or leave {why} out."
+        )
+
+
 def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> None:
     """Send black pictures of each size through the network: it knows which it takes.
 
     Raises:
         UserError: the network refuses the size, or gives another number of logits than classes.
     """
-    network = classifier.network.eval()
+    network = _copy(classifier.network)
+    lazy = network is classifier.network
+    network.eval()
     for size in dict.fromkeys((datamodule.window(0), datamodule.image_size)):  # often the same
-        picture = torch.zeros(1, 3, *size)
+        picture = torch.zeros(1, _channels(datamodule), *size)
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 logits = network(picture)
         except (ValueError, RuntimeError) as error:
             cut = "" if size == datamodule.image_size else f"data.crop={datamodule.crop}: "
@@ -165,7 +202,7 @@ def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> Non
                 f"{cut}model.network refuses a picture of shape {list(picture.shape)}: "
                 f"{' '.join(str(error).split())}"
             ) from error
-    network.train()
+    network.train(lazy)
     if logits.shape != (1, len(datamodule.classes)):
         raise UserError(
             f"model.network gives {list(logits.shape)} for one picture, not logits of shape "
@@ -193,11 +230,10 @@ def try_one_picture(classifier: ImageClassifier, datamodule: ImageDataModule) ->
     size, batch = len(datamodule.subsets["train"]), datamodule.batch_size
     if fewest(batch) > 1:
         return
-    network = classifier.network
-    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    picture = torch.zeros(1, _channels(datamodule), *datamodule.window(0))
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            network.train()(torch.zeros(1, 3, *datamodule.window(0)))
+            _copy(classifier.network)(picture)
     except ValueError as error:
         fitting = next((n for n in range(batch + 1, size) if fewest(n) > 1), None)
         raise UserError(
@@ -206,9 +242,19 @@ def try_one_picture(classifier: ImageClassifier, datamodule: ImageDataModule) ->
             + (f"data.batch_size={fitting}, or " if fitting else "more pictures, or ")
             + "model.network.norm=layer where the network has it."
         ) from error
-    finally:
-        for name, buffer in network.named_buffers():
-            buffer.copy_(before.get(name, buffer))
+
+
+def _channels(datamodule: ImageDataModule) -> int:
+    return datamodule.subsets["train"].images.pixels.shape[3]
+
+
+def _copy(network: torch.nn.Module) -> torch.nn.Module:
+    """Return a network to try: what it keeps of a picture, and its modes, stay out of the real one.
+
+    One whose weights get their shapes from the first picture is itself the one to be tried.
+    """
+    lazy = any(isinstance(p, UninitializedParameter) for p in network.parameters())
+    return network if lazy else copy.deepcopy(network)
 
 
 def build(node: DictConfig | None, trust: Any = ANY, **more: Any) -> Any:
@@ -250,7 +296,7 @@ NOISE = (
     # What the finders of batch size and learning rate do to come back to where they began.
     r"Restored all states from the checkpoint at .*[/\\\\]\.(lr_find|scale_batch_size)_",
     r"`weights_only` was not set",
-    r"Encountered `nan` values in tensor",  # torchmetrics; the line on the loss says more
+    r"It is recommended to use `self\.log\(.*sync_dist=True`",  # what is logged is reduced already
     r"Finished batch size finder",  # whether the run goes on with that size, the callback says
 )
 LOGGERS = (

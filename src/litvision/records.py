@@ -25,15 +25,19 @@ def read_result(run: Path) -> dict[str, Any]:
 
 def write_result(run: Path, content: dict[str, Any]) -> None:
     """Write a run's `result.json`, whole or not at all; JSON has no NaN or infinity: null."""
-    path = run / "result.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     plain = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in content.items()
     }
-    part = path.with_suffix(".json.part")
+    write_text(run / "result.json", json.dumps(plain, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all: what was there before is not lost to a full disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

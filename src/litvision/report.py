@@ -38,10 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
             "sweep made."
         )
     path = folder / "report.html"
-    part = path.with_suffix(".html.part")
     try:
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
+        records.write_text(path, page)
     except OSError as error:
         sys.exit(f"error: {path} cannot be written: {error.strerror}.")
     print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")

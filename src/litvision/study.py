@@ -42,7 +42,7 @@ class StudySweeper(Sweeper):
 
     Args:
         sampler: Optuna's, as `hydra/sweeper/sampler=tpe|random|cmaes|gp|…` gives it.
-        direction: "minimize" or "maximize".
+        direction: "minimize" or "maximize"; None: what the run's `mode` says.
         n_trials: how many runs in all, those before `sweep.resume` counted.
         n_jobs: how many at a time; more than one with a launcher that runs them side by side.
         params: option -> range, as on the command line: `interval(0,1)`, `choice(a,b)`, and
@@ -53,7 +53,7 @@ class StudySweeper(Sweeper):
     def __init__(
         self,
         sampler: Any,
-        direction: Any = "minimize",
+        direction: Any = None,
         n_trials: int = 20,
         n_jobs: int = 1,
         params: DictConfig | None = None,
@@ -104,7 +104,7 @@ class StudySweeper(Sweeper):
             study_name=NAME,
             storage=stored,
             sampler=self._build_sampler(),
-            direction=getattr(self.direction, "name", self.direction),
+            direction=self._direction(),
             load_if_exists=True,
         )
         if study.get_trials(deepcopy=False):
@@ -127,6 +127,17 @@ class StudySweeper(Sweeper):
                     failures.append(trial.number)
         self._report(study, folder)
         sweeps.finish(folder, failures, ended(study))
+
+    def _direction(self) -> Any:
+        assert self.config is not None
+        mode = f"{self.config.mode}imize"
+        given = getattr(self.direction, "name", self.direction) or mode
+        if given != mode:
+            raise UserError(
+                f"hydra.sweeper.direction={given} with mode={self.config.mode} searches for the "
+                "worst: leave hydra.sweeper.direction out."
+            )
+        return given
 
     def _build_sampler(self) -> optuna.samplers.BaseSampler:
         trusted = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")

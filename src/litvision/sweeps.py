@@ -110,9 +110,8 @@ def begin(folder: Path, runs: list[list[str]], keys: list[str]) -> None:
             f"{' '.join(come) or 'nothing'} here. Give the same options as then, or leave "
             "sweep.resume out."
         )
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"keys": keys, "runs": runs}, indent=2) + "\n"
-    (folder / "sweep.json").write_text(text, encoding="utf-8")
+    records.write_text(folder / "sweep.json", text)
 
 
 def finish(folder: Path, failures: list[int], total: int) -> None:

@@ -44,8 +44,9 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
     if isinstance(node, DictConfig) and not node._is_none():
         if "_target_" in node:
             yield path, node
-        for key in map(str, node):
-            yield from targets(node[key], f"{path}.{key}" if path else key)
+        keys: Any = node  # of callbacks' own options, numbers too
+        for key in keys:
+            yield from targets(node[key], f"{path}.{key}" if path else str(key))
     elif isinstance(node, ListConfig) and not node._is_none():
         for index, item in enumerate(node):
             yield from targets(item, f"{path}[{index}]")

@@ -47,6 +47,17 @@ def test_the_average_is_saved_and_tested(compose_train: Compose) -> None:
         assert torch.equal(weight.cpu(), saved[name])
 
 
+def test_before_anything_is_averaged_the_trained_weights_are_saved(compose_train: Compose) -> None:
+    start = "callbacks.ema.update_starting_at_step=1000"
+    run = assemble(compose_train(*OPTIONS, start))
+    run.trainer.fit(run.classifier, run.datamodule)
+    path = Path(run.cfg.run_dir, "checkpoints", "last.ckpt")
+    content = torch.load(path, weights_only=True)
+    for name, trained in content["current_model_state"].items():
+        assert torch.equal(content["state_dict"][name], trained), name
+        assert torch.equal(run.classifier.state_dict()[name].cpu(), trained), name
+
+
 SHORT = [
     *OPTIONS, "data=shapes", "data.train_size=40", "data.test_size=20", "data.batch_size=16",
     "model.network._target_=tiny.TinyNet", "trainer.accelerator=cpu", "trainer.max_epochs=3",

@@ -21,6 +21,7 @@ from conftest import Run
 from litvision import figures
 from litvision.batches import Batch
 from litvision.callbacks.figures import Figures
+from litvision.callbacks.forget import forget_the_best
 from litvision.classifier import ImageClassifier
 from tiny import TinyNet
 
@@ -159,6 +160,26 @@ def test_a_matrix_has_names_and_numbers_while_there_is_room() -> None:
     bars = figures.class_accuracy(matrix, ["ant", "bee"]).axes[0]
     assert [label.get_text() for label in bars.get_yticklabels()] == ["bee", "ant"]
     assert [patch.get_width() for patch in bars.patches] == [100, 75]
+
+
+def test_names_are_drawn_as_they_are_and_classes_without_pictures_are_left_out() -> None:
+    matrix = torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]])
+    names = ["$0_$10", "$10_$20", "none"]
+    for figure in (
+        figures.confusion(matrix, names),
+        figures.class_accuracy(matrix, names),
+        figures.pictures([np.zeros((8, 8, 3), np.uint8)], ["$0_$10\n$10_$20"], 1),
+    ):
+        figures.to_pixels(figure)  # what matplotlib takes for a formula fails here
+    bars = figures.class_accuracy(matrix, names).axes[0]
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["$10_$20", "$0_$10"]
+
+
+def test_what_was_best_before_is_forgotten(tmp_path: Path) -> None:
+    callback = Figures(str(tmp_path))
+    callback.best = 0.25
+    forget_the_best(trainer(tmp_path, callback), keep_as="best_dense")
+    assert callback.best is None
 
 
 def test_a_run_leaves_its_figures(run: Run, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from conftest import Compose, FileServer
 from litvision.assemble import Run, assemble
+from litvision.callbacks.finetuning import Finetuning
 from litvision.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from litvision.errors import UserError
 from litvision.initialize import initialize, last_layer
@@ -302,3 +303,13 @@ def test_a_schedule_by_step_cannot_take_in_weights(compose_train: Compose, sourc
     with pytest.raises(UserError, match=r"schedule cannot take in: give scheduler=none"):
         finetune(compose_train, source, *options)
     finetune(compose_train, source, "scheduler=cosine", "trainer.max_epochs=1")
+
+
+def test_unfreezing_on_several_devices_is_refused(compose_train: Compose, source: Path) -> None:
+    several = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    cfg = compose_train("experiment=finetune", f"init_from={source}", SECOND, *QUIET, *several)
+    cfg.callbacks.finetuning.unfreeze_at_epoch = 1
+    run = assemble(cfg)
+    (callback,) = (c for c in run.trainer.callbacks if isinstance(c, Finetuning))
+    with pytest.raises(UserError, match=r"unfreeze_at_epoch: several devices exchange only"):
+        callback.setup(run.trainer, run.classifier, "fit")

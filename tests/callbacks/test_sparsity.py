@@ -149,6 +149,18 @@ def test_the_best_checkpoint_is_a_sparse_one(compose_train: Compose, tmp_path: P
     assert (dense["state_dict"]["network.conv.weight"] != 0).all()
 
 
+def test_an_average_of_the_weights_is_sparse_too(compose_train: Compose, tmp_path: Path) -> None:
+    sparse = ["callbacks=[sparsity_2_4,ema]", SPARSE[1]]
+    train(compose_train(NETWORK, *sparse, *QUIET, "logger=none", "optimizer.lr=0.1"))
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    for kind in ("state_dict", "current_model_state"):
+        assert zeros_in_fours(saved[kind]["network.conv.weight"]).tolist() == [2]
+    averaged, trained = (
+        saved[kind]["network.conv.weight"] for kind in ("state_dict", "current_model_state")
+    )
+    assert not torch.equal(averaged, trained)
+
+
 @pytest.mark.parametrize("steps", [2, 4], ids=["dense", "sparse"])  # 2 iterations an epoch
 def test_a_resumed_run_ends_with_the_same_weights(
     compose_train: Compose, tmp_path: Path, steps: int
@@ -252,3 +264,10 @@ def test_lightnings_pruning_is_not_resumed(compose_train: Compose, tmp_path: Pat
     train(compose_train(NETWORK, *QUIET, *PRUNING))
     with pytest.raises(UserError, match=r"callbacks\.pruning cannot be resumed: checkpoints hold"):
         train(compose_train(NETWORK, *QUIET, *PRUNING, f"resume={tmp_path}/run"))
+
+
+def test_lightnings_pruning_and_an_average_are_refused(compose_train: Compose) -> None:
+    both = [option.replace("callbacks=pruning", "callbacks=[pruning,ema]") for option in PRUNING]
+    assert both != PRUNING
+    with pytest.raises(UserError, match=r"^callbacks\.pruning masks weights, and callbacks\.ema"):
+        train(compose_train(NETWORK, *QUIET, *both))

@@ -392,6 +392,33 @@ def test_what_one_split_skips_stays_listed_when_the_other_is_read(image_folder: 
         (image_folder / "test" / "blue" / "0.jpg").touch()
 
 
+def test_a_link_to_a_folder_around_it_is_one_line(image_folder: Path) -> None:
+    loop = image_folder / "train" / "red" / "loop"
+    loop.symlink_to("..")
+    assert error_of(ImageFolder(image_folder)) == (
+        f"{loop} is a link to a folder that holds it: remove it"
+    )
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", "nothing"])
+def test_a_strange_record_is_no_cache(image_folder: Path, record: str) -> None:
+    expected = ImageFolder(image_folder).read()["train"]
+    (image_folder / ".litvision" / "train-32px.json").write_text(record)
+    assert torch.equal(ImageFolder(image_folder).read()["train"].pixels, expected.pixels)
+
+
+def test_two_folders_of_the_same_names_share_a_cache_folder(tmp_path: Path) -> None:
+    for grey in (0, 200):
+        for split in ("train", "test"):
+            folder = tmp_path / str(grey) / split / "a"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32), (grey, grey, grey)).save(folder / "x.bmp")
+            os.utime(folder / "x.bmp", (1, 1))
+    for grey in (0, 200):
+        images = ImageFolder(tmp_path / str(grey), cache_dir=tmp_path / "cache").read()["train"]
+        assert images.pixels.unique().tolist() == [grey]
+
+
 def test_a_cache_that_cannot_be_written_is_one_line(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     cache = tmp_path / "file" / "cache"

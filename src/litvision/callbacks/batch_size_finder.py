@@ -7,6 +7,7 @@ import math
 from typing import Annotated, Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import BatchSizeFinder
 from pydantic import Field
 
@@ -86,7 +87,8 @@ class LargestBatch(BatchSizeFinder):
         configured, crop = datamodule.batch_size, datamodule.crop
         if datamodule.crop_epochs is not None:
             datamodule.crop = None  # whole pictures come later, and need more memory
-        with hardware.limited_memory(pl_module.device.type):
+        cuda = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with hardware.limited_memory(pl_module.device.type), torch.random.fork_rng(devices=cuda):
             super().on_fit_start(trainer, pl_module)
         datamodule.crop = crop
         trainer.ckpt_path = None  # what was restored is the beginning of this run, not another

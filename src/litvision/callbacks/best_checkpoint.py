@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -39,9 +40,20 @@ class BestCheckpoint(Validated, ModelCheckpoint):
         return bool(trainer.strategy.reduce_boolean_decision(bool(as_good)))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save, but not when the metric is an earlier epoch's, since this one was not validated."""
-        if self.validated or not trainer.enable_validation:
+        """Save, but not when the metric is an earlier epoch's, since this one was not validated.
+
+        Where the data have nothing to validate, no epoch is the best: the last weights count.
+        """
+        nothing = trainer.enable_validation and not sum(trainer.num_val_batches)
+        if self.is_of_this_epoch(trainer, str(self.monitor)) and not nothing:
             super().on_train_epoch_end(trainer, pl_module)
+
+    def _should_save_on_train_epoch_end(self, trainer: L.Trainer) -> bool:
+        # Not as Lightning, after the validation of every `check_val_every_n_epoch`-th epoch: what
+        # training measured is then an epoch old, and the plateau rule has not counted yet.
+        if self._save_on_train_epoch_end is None and trainer.val_check_interval == 1.0:
+            return True
+        return super()._should_save_on_train_epoch_end(trainer)
 
     @property
     def best_epoch(self) -> int | None:
@@ -60,6 +72,10 @@ class BestCheckpoint(Validated, ModelCheckpoint):
         self.best_k_models = {}
         self.best_model_path = self.kth_best_model_path = ""
 
+    def _moved(self, path: str) -> str:
+        here = Path(str(self.dirpath), Path(path).name)
+        return str(here) if path and not Path(path).exists() and here.exists() else path
+
     def state_dict(self) -> dict[str, Any]:
         """Return Lightning's state and the best epoch."""
         return {**super().state_dict(), "best_epoch": self._best_epoch}
@@ -68,11 +84,13 @@ class BestCheckpoint(Validated, ModelCheckpoint):
         """Restore Lightning's state and the best epoch.
 
         Also in a new folder, where Lightning would forget the best so far: the first resumed epoch
-        would then pass for the best, however bad. The file in the old folder stays where it is.
+        would then pass for the best, however bad. The file in the old folder stays where it is. In
+        a folder that was moved, it is looked for where it is now.
         """
         super().load_state_dict(state_dict)
         self.best_model_score = state_dict["best_model_score"]
-        self.best_k_models = state_dict["best_k_models"]
-        self.kth_best_model_path = state_dict["kth_best_model_path"]
+        self.best_model_path = self._moved(state_dict["best_model_path"])
+        self.best_k_models = {self._moved(k): v for k, v in state_dict["best_k_models"].items()}
+        self.kth_best_model_path = self._moved(state_dict["kth_best_model_path"])
         self.kth_value = state_dict["kth_value"]
         self._best_epoch = state_dict.get("best_epoch")

@@ -9,13 +9,41 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 
 class EMA(EMAWeightAveraging):
-    """Lightning's exponential moving average, but the test after training measures it too.
+    """Lightning's exponential moving average, with two things set right.
 
-    Lightning loads the weights that were trained, and not their average, from a checkpoint that is
-    tested in the process that saved it. Options are those of `EMAWeightAveraging`.
+    The test after training measures it too: Lightning loads the weights that were trained, and not
+    their average, from a checkpoint that is tested in the process that saved it. And as long as
+    nothing is averaged yet, as before `update_starting_at_step`, the trained weights are validated
+    and saved, not the initial ones. Options are those of `EMAWeightAveraging`.
 
     Polyak and Juditsky 1992; Tarvainen and Valpola 2017, arXiv 1703.01780.
     """
+
+    def average_of(self, pl_module: L.LightningModule) -> L.LightningModule:
+        """Return the module that holds the average, of a run that has begun."""
+        average: Any = self._average_model
+        if not average.n_averaged:
+            average.module.load_state_dict(pl_module.state_dict())
+        return average.module
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the average in the place of the weights."""
+        if self._average_model is not None:
+            self.average_of(pl_module)
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the average as the result of training."""
+        self.average_of(pl_module)
+        super().on_train_end(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save average and trained weights."""
+        if self._average_model is not None:
+            self.average_of(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -88,6 +88,10 @@ class Figures(L.Callback):
         """Compare with the epochs before."""
         self.best = state_dict["best"]
 
+    def forget(self) -> None:
+        """Compare with later epochs only."""
+        self.best = self._waiting = None
+
     # -------------------------------------------------------------------------------- training
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

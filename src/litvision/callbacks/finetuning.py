@@ -29,7 +29,8 @@ class Finetuning(BaseFinetuning):
             of the others, and a plateau rule lowers both.
 
     Raises:
-        UserError: nothing was loaded; or a schedule by step, which cannot take in weights later.
+        UserError: nothing was loaded; or weights are to be unfrozen later, under a schedule by
+            step, which cannot take them in, or on several devices.
     """
 
     def __init__(
@@ -46,6 +47,13 @@ class Finetuning(BaseFinetuning):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Freeze before the optimizer is built, which takes what is not frozen."""
         if stage == "fit":
+            if self.unfreeze_at_epoch is not None and trainer.world_size > 1:
+                raise UserError(
+                    "callbacks.finetuning.unfreeze_at_epoch: several devices exchange only the "
+                    "gradients of weights that train from the start. Give trainer.devices=1; or "
+                    "callbacks.finetuning.unfreeze_at_epoch=null, and go on later from that run by "
+                    "init_from, without callbacks=finetuning."
+                )
             super().setup(trainer, pl_module, stage)
 
     def freeze_before_training(self, pl_module: L.LightningModule) -> None:

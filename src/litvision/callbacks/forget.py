@@ -11,13 +11,14 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from litvision.callbacks.best_checkpoint import BestCheckpoint
+from litvision.callbacks.figures import Figures
 from litvision.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 
 log = logging.getLogger(__name__)
 
 
 def forget_the_best(trainer: L.Trainer, keep_as: str) -> None:
-    """Let best checkpoint, early stopping and plateau rule compare with later epochs only.
+    """Let all that compares with the best epoch compare with later ones only.
 
     Else the checkpoint of an epoch before the change would be the best, and the run would end by
     testing a network that it was not meant to train.
@@ -39,5 +40,5 @@ def forget_the_best(trainer: L.Trainer, keep_as: str) -> None:
             callback.wait_count = 0
             worst = torch.inf if callback.mode == "min" else -torch.inf
             callback.best_score = torch.tensor(worst)
-        elif isinstance(callback, ReduceLROnPlateau):
+        elif isinstance(callback, ReduceLROnPlateau | Figures):
             callback.forget()

@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from litvision import __version__
+from litvision import __version__, records
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 
@@ -24,7 +24,8 @@ class Provenance(L.Callback):
     """Write `provenance.json` before the first step.
 
     It holds the command line, the seed, the git commit and uncommitted changes of the project,
-    versions, hardware, and a checksum of the data.
+    versions, hardware, and a checksum of the data. A run that is resumed in its folder keeps what
+    it began with, and adds the same of each further part to the list `resumed`.
 
     Args:
         seed: the run's seed.
@@ -55,8 +56,9 @@ class Provenance(L.Callback):
             "data_sha256": datamodule.checksum() if hasattr(datamodule, "checksum") else None,
         }
         path = Path(trainer.default_root_dir) / "provenance.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if trainer.ckpt_path is not None and (before := records.read_object(path)):
+            record = before | {"resumed": [*before.get("resumed", []), record]}
+        records.write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def versions() -> dict[str, str | None]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch.callbacks import ModelPruning, WeightAveraging
 from pydantic import Field
 from torch import nn
 
@@ -35,8 +35,8 @@ class Pruning(ModelPruning):
             2018, arXiv 1803.03635).
 
     Raises:
-        UserError: the run ends before one of `at_epochs`; or it is resumed, which the masks, that
-            no checkpoint holds, would not survive.
+        UserError: the run ends before one of `at_epochs`; the weights are averaged; or it is
+            resumed, which the masks, that no checkpoint holds, would not survive.
     """
 
     def __init__(
@@ -59,6 +59,12 @@ class Pruning(ModelPruning):
         """Choose the layers."""
         if stage != "fit":
             return
+        callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
+        if any(isinstance(callback, WeightAveraging) for callback in callbacks):
+            raise UserError(
+                "callbacks.pruning masks weights, and callbacks.ema averages them without their "
+                "masks: leave one out, or use callbacks=[sparsity_2_4,ema]."
+            )
         network: Any = pl_module.network
         layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         self._weights = [(layer, "weight") for layer in layers]

@@ -78,6 +78,14 @@ class ReduceLROnPlateau(Validated, L.Callback):
             )
         )
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go by the options given now, of which a resumed run's schedule brings its own."""
+        assert self.schedule is not None
+        given = {k: v for k, v in self.options.items() if k not in ("mode", "min_lr")}
+        vars(self.schedule).update(given)
+        groups = trainer.optimizers[0].param_groups
+        self.schedule.min_lrs = [self.options["min_lr"]] * len(groups)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare this epoch with the best, unless the metric is still an earlier epoch's."""
         if not self.is_of_this_epoch(trainer, self.monitor):

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from litvision import records
 from litvision.callbacks.best_checkpoint import BestCheckpoint
@@ -85,6 +85,10 @@ class Result(L.Callback):
             if stopping.stopped_epoch:
                 reason = f"{stopping.monitor} did not improve for {stopping.patience} epochs"
                 self.content["stopped"] = reason
+        for timer in (c for c in callbacks if isinstance(c, Timer)):
+            left = timer.time_remaining()
+            if left is not None and left <= 0:
+                self.content["stopped"] = "trainer.max_time was over"
         self.content["state"] = "done"
         self._write(trainer)
 

@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from litvision.callbacks.interval_checkpoint import can_save
+from litvision.callbacks.last_checkpoint import LastCheckpoint
 from litvision.errors import Interrupted
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ class SaveOnSignal(Checkpoint):
     """On SIGINT or SIGTERM save `last.ckpt` after the running step, and exit with status 75.
 
     The run goes on from there, within the epoch, with `resume=<its folder>`. A second signal ends
-    it at once. Between two epochs nothing need be saved: the epoch's own checkpoint is there.
+    it at once. Between two epochs nothing need be saved where the epoch's own checkpoint is there.
 
     A `Checkpoint`, because Lightning puts those last: what other callbacks do with a step, such as
     averaging the weights, is done before it is saved.
@@ -68,8 +69,15 @@ class SaveOnSignal(Checkpoint):
             self._stop(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop, if asked to since the epoch before was saved."""
-        if trainer.current_epoch and self._asked(trainer):
+        """Stop, if asked to and the epoch before was saved; else after a step of this one."""
+        last = Path(self.dirpath) / "last.ckpt"
+        saved = any(
+            isinstance(callback, LastCheckpoint)
+            and callback._last_global_step_saved == trainer.global_step
+            and callback._last_checkpoint_saved == str(last)
+            for callback in trainer.checkpoint_callbacks
+        )
+        if saved and trainer.current_epoch and self._asked(trainer):
             self._stop(trainer)
 
     def _asked(self, trainer: L.Trainer) -> bool:

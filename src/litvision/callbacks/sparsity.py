@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
 
+from litvision.callbacks.ema import EMA
 from litvision.callbacks.forget import forget_the_best
 from litvision.errors import UserError
 from litvision.sparsity import Covered, covered, mask_2_4
@@ -24,8 +25,9 @@ class Sparsity24(L.Callback):
     At its start two of every four weights along the reduction dimension are set to zero, those of
     the smallest magnitude, with their momentum and whatever else the optimizer keeps of them. From
     then on they get no gradient, so that neither momentum nor weight decay moves them: they stay
-    zero to the bit. Which ones they are does not change again (Mishra et al. 2021, arXiv
-    2104.08378). The best checkpoint is looked for anew; the dense one is kept as `best_dense.ckpt`.
+    zero to the bit, in a moving average of the weights too. Which ones they are does not change
+    again (Mishra et al. 2021, arXiv 2104.08378). The best checkpoint is looked for anew; the dense
+    one is kept as `best_dense.ckpt`.
 
     Logs `sparsity`, the share of zeros among the weights of the layers that take part.
 
@@ -79,11 +81,15 @@ class Sparsity24(L.Callback):
         if trainer.current_epoch < self.start_epoch or self.masks:
             return
         forget_the_best(trainer, keep_as="best_dense")
+        callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
+        averages: list[Any] = [c.average_of(pl_module) for c in callbacks if isinstance(c, EMA)]
         for name, layer in self._covered.layers.items():
             weight: Any = layer.weight
             mask = self.masks[name] = mask_2_4(weight)
             with torch.no_grad():
                 weight.mul_(mask)
+                for average in averages:
+                    average.network.get_submodule(name).weight.mul_(mask)
                 for optimizer in trainer.optimizers:
                     for value in optimizer.state.get(weight, {}).values():
                         if isinstance(value, Tensor) and value.shape == weight.shape:

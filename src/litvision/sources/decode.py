@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
+from litvision.errors import UserError
+
 EXTENSIONS = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"),
     *(".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
@@ -159,6 +161,10 @@ def pictures(folder: Path | str, name: str) -> Iterator[tuple[str, int, int]]:
                 stat = entry.stat(follow_symlinks=False)
             yield f"{name}/{entry.name}", stat.st_size, stat.st_mtime_ns
         elif entry.is_dir():
+            if entry.is_symlink() and Path(folder).resolve().is_relative_to(
+                Path(entry.path).resolve()
+            ):
+                raise UserError(f"{entry.path} is a link to a folder that holds it: remove it")
             yield from pictures(entry.path, f"{name}/{entry.name}")
 
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from tqdm import tqdm
 
+from litvision import records
 from litvision.batches import Images
 from litvision.errors import UserError
 from litvision.sources.decode import DecodedBatches, pictures, visible
@@ -160,6 +161,8 @@ class _Split:
         self.skipped: dict[str, str] = {}  # file: why it cannot be read
         self.bytes = 0
         digest = hashlib.sha256(f"{_FORMAT} {image_size}\n".encode())
+        if not cache_dir.is_relative_to(root):  # elsewhere, another root may have left its own
+            digest.update(os.fsencode(f"{root.absolute()}\n"))
         for folder in (f"{name}/{class_name}" for class_name in self.classes):
             for path, size, mtime in sorted(pictures(root / folder, folder)):
                 self.files.append(path)
@@ -172,13 +175,10 @@ class _Split:
 
     def is_cached(self) -> bool:
         """Say whether the cache is whole and up to date; if so, take over what was skipped."""
-        try:
-            record = json.loads(self.record.read_text())
-            size = self.cache.stat().st_size
-        except (OSError, ValueError):  # not there, or half written
-            return False
-        if (record["digest"], record["bytes"]) != (self.digest, size):
-            return False
+        record = records.read_object(self.record)
+        size = self.cache.stat().st_size if self.cache.is_file() else 0
+        if (record.get("digest"), record.get("bytes")) != (self.digest, size):
+            return False  # not there, half written, or of other files
         self.skipped = record["skipped"]
         return True
 

@@ -1,0 +1,44 @@
+"""Save where a run stands at the end of each epoch, and where it is cut short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from litvision.callbacks.interval_checkpoint import can_save
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Lightning's `ModelCheckpoint`, but a run that ends within an epoch can go on there.
+
+    Where `trainer.max_steps` or `trainer.max_time` ends a run, Lightning saves at what it takes for
+    the epoch's end: with more steps or time, the run would go on with the next epoch and never see
+    the rest of this one.
+
+    Args:
+        dirpath, filename, and all others: as `ModelCheckpoint` takes them.
+    """
+
+    _cut = False
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin a whole epoch, as far as is known."""
+        self._cut = False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+    ) -> None:
+        """Save, if this was the last step of the run and not of the epoch."""
+        super().on_train_batch_end(trainer, pl_module, *args)
+        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+        if (stops or trainer.global_step == trainer.max_steps) and can_save(trainer):
+            trainer.save_checkpoint(Path(str(self.dirpath), f"{self.filename}.ckpt"))
+            self._cut = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, if the epoch was whole."""
+        if not self._cut:
+            super().on_train_epoch_end(trainer, pl_module)
