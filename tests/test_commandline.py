@@ -123,6 +123,39 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     assert "ZeroDivisionError" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "argument", "message"),
+    [
+        ("evaluate", "model=vgg16", "error: There is no key or group 'model'. There are: data, "),
+        ("predict", "inputs=a", "error: There is no key or group 'inputs'. Nearest: input."),
+        ("train", "resume=", "error: . is a folder without a checkpoint: it holds no checkpoints/"),
+        ("train", "callbacks=finetuning", "error: callbacks.finetuning freezes what init_from has"),
+    ],
+)
+def test_a_mistake_is_met_with_what_the_command_takes(
+    run: Run, command: str, argument: str, message: str
+) -> None:
+    done = run(command, argument, "checkpoint=a" if command != "train" else "data=shapes")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(message)
+    assert "+" not in done.stderr
+
+
+def test_a_stop_before_anything_is_trained_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, litvision.train as t;"
+        "t.train = lambda cfg: os.kill(os.getpid(), signal.SIGINT);"
+        "t.main()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "data=shapes"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "stopped by Ctrl-C")
+    assert "Traceback" not in done.stderr
+
+
 def test_nearest_looks_at_whole_keys_and_at_their_last_part() -> None:
     words = ["trainer.max_epochs", "optimizer.lr", "data.batch_size"]
     assert nearest("batch_siz", words) == ["data.batch_size"]

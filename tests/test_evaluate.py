@@ -141,8 +141,7 @@ def test_pictures_of_none_of_the_classes_are_refused(
     done = run("evaluate", f"checkpoint={trained.checkpoint}", *data, *EVALUATE)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "error: data.classes names 'blue', which the data set does not have. Nearest: violet; it "
-        "has 1 classes in all."
+        "error: None of the classes blue, green, red is there: the data have violet."
     )
 
 

@@ -136,6 +136,22 @@ def test_the_best_epoch_of_training_is_known_by_its_own_loss(
     assert content["epoch"] == losses.index(best)
 
 
+def test_a_run_that_stopped_early_is_not_trained_further(
+    compose_train: Compose, tmp_path: Path
+) -> None:
+    early = ["trainer.max_epochs=9", "callbacks.early_stopping.patience=1", "optimizer.lr=1e-9"]
+    early.append("callbacks.early_stopping.min_delta=0.1")
+    first = fit(compose_train(*OPTIONS, *early))
+    assert first.trainer.global_step == 8
+    for _ in range(2):
+        again = fit(compose_train(*OPTIONS, *early, f"resume={tmp_path}/run"))
+        assert again.trainer.global_step == 8
+        result = json.loads((tmp_path / "run" / "result.json").read_text())
+        assert result["stopped"] == "val/loss did not improve for 1 epochs"
+    patient = [*early, "callbacks.early_stopping.patience=3"]
+    assert fit(compose_train(*OPTIONS, *patient, f"resume={tmp_path}/run")).trainer.global_step > 8
+
+
 def test_the_best_checkpoint_will_do_where_the_last_is_missing(
     compose_train: Compose, tmp_path: Path
 ) -> None:

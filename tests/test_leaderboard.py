@@ -42,6 +42,15 @@ def rows(capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
     return list(csv.DictReader(capsys.readouterr().out.splitlines()))
 
 
+def test_lists_are_shown_with_their_brackets(
+    logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(logs / "demo" / "c", overrides=["data.classes=[ring,disk]", "x.exclude=[/head]"])
+    main([])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "demo/c" in line]
+    assert "'data.classes=[ring,disk]' 'x.exclude=[/head]'" in line
+
+
 def test_every_run_is_listed_the_best_first(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--csv"])
     found = rows(capsys)

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from commands import run_command
 from conftest import Run
+from litvision.records import alone, read_result, write_result
 
 # 50 pictures to train on: 7 steps an epoch, 28 in all; the rate is halved and the run nearly stops.
 OPTIONS = [
@@ -123,6 +125,21 @@ def test_the_latest_run_that_has_not_ended_is_found(tmp_path: Path, run: Run, wh
     again = run("train", *OPTIONS, "resume=auto", "trainer.max_epochs=1")
     assert again.returncode == 0, again.stderr
     assert len(list((tmp_path / "logs" / "default").iterdir())) == 2
+
+
+def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path, run: Run, whole: Path) -> None:
+    folder = tmp_path / "logs" / "default" / "a"
+    shutil.copytree(whole, folder)
+    write_result(folder, {"state": "running"})
+    with alone(folder):
+        done = run("train", *OPTIONS, "resume=logs/default/a")
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(f"error: {folder} is being trained in by")
+        assert run("train", *OPTIONS, "resume=auto", "trainer.max_epochs=1").returncode == 0
+        (other,) = {path.name for path in folder.parent.iterdir()} - {"a"}
+    assert not (folder / ".lock").exists()
+    assert read_result(folder) == {"state": "running"}
+    assert read_result(folder.parent / other)["state"] == "done"
 
 
 def test_more_epochs_can_be_added_to_a_run_that_has_ended(

@@ -360,7 +360,7 @@ def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | No
     try:
         return str(path), checkpoints.read(path, "resume")
     except UserError as error:
-        best = path.with_name("best.ckpt")
+        best = path.parent / "best.ckpt"
         if not Path(resume).is_dir() or not path.is_file() or not best.is_file():
             raise
         try:

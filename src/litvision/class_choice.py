@@ -33,7 +33,12 @@ def choose(images: Images, names: list[str], every: bool) -> tuple[Images, Tenso
     if len(set(names)) != len(names):
         raise UserError("data.classes names a class twice: name each once.")
     missing = [name for name in names if name not in images.classes]
-    if missing and (every or len(missing) == len(names)):
+    if not every and len(missing) == len(names):
+        raise UserError(
+            f"None of the classes {', '.join(names)} is there: the data have "
+            f"{', '.join(images.classes)}."
+        )
+    if missing and every:
         near = difflib.get_close_matches(missing[0], images.classes, n=3, cutoff=0.0)
         raise UserError(
             f"data.classes names {missing[0]!r}, which the data set does not have. "

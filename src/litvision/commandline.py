@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -126,6 +127,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             try:
                 with mistakes_in_one_line(config_name):
                     app()
+            except KeyboardInterrupt:
+                print("stopped by Ctrl-C", file=sys.stderr)
+                raise SystemExit(128 + signal.SIGINT) from None
             except MissingConfigException as error:
                 stop(_missing_option(error))
             except OverrideParseException as error:
@@ -187,14 +191,15 @@ def _implied(arguments: list[str]) -> list[str]:
 def _run_to_resume(value: str, arguments: list[str]) -> str | None:
     """Return the folder of the run that `resume=<value>` goes on with; None if it is in none.
 
-    "auto" is the latest run of the experiment that has saved where it was and has not ended.
+    "auto" is the latest run of the experiment that has saved where it was, has not ended, and is
+    not being trained.
     """
     if value == "auto":
         named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
         runs = Path("logs", named[-1] if named else "default").glob("*/checkpoints/last.ckpt")
         for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
             run = path.parents[1]
-            if records.read_result(run).get("state") != "done":
+            if records.read_result(run).get("state") != "done" and not records.is_taken(run):
                 return str(run)
         return None
     path = Path(value.strip("'\""))
@@ -334,9 +339,19 @@ def _composition_error(error: ConfigCompositionException, config_name: str) -> s
         cause = error.__cause__
         return first_line(error) + (f" ({first_line(cause)})" if cause else "")
     key = found.group(1).partition("@")[0]
-    near = nearest(key, _valid_keys(config_name, key))
-    hint = f"Nearest: {', '.join(near)}." if near else f"Groups: {', '.join(groups())}."
-    return f"There is no key or group {key!r}. {hint} To add a new key, write +{key}=…"
+    others = _groups_of(config_name) or [k for k in _valid_keys(config_name, key) if "." not in k]
+    near = [word for word in nearest(key, _valid_keys(config_name, key)) if word != key]
+    hint = f"Nearest: {', '.join(near)}." if near else f"There are: {', '.join(others)}."
+    new = f" To add a new key, write +{key}=…" if config_name == "train" else ""
+    return f"There is no key or group {key!r}. {hint}{new}"
+
+
+def _groups_of(config_name: str) -> list[str]:
+    """Return the config groups that a command chooses from."""
+    primary: Any = OmegaConf.load(CONF / f"{config_name}.yaml")
+    defaults = primary.get("defaults", [])
+    named = {str(key) for entry in defaults if not isinstance(entry, str) for key in entry}
+    return [group for group in groups() if group in named]
 
 
 def _valid_keys(config_name: str, wrong: str) -> list[str]:
@@ -352,4 +367,4 @@ def _valid_keys(config_name: str, wrong: str) -> list[str]:
             cfg = compose(config_name, overrides=chosen)
         except (ConfigCompositionException, OmegaConfBaseException):
             cfg = compose(config_name)
-    return [*keys_of(cfg), *groups()]
+    return [*keys_of(cfg), *_groups_of(config_name)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from litvision import records
@@ -99,7 +100,8 @@ def show(rows: list[dict[str, Any]], columns: list[str]) -> None:
         words = column in ("run", "state", "options")
         table.add_column(column, justify="left" if words else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(shown(column, row.get(column)) for column in columns))
+        # Rich would take a list's brackets for its own markup.
+        table.add_row(*(escape(shown(column, row.get(column))) for column in columns))
     # A pipe has no width: nothing shall be folded there.
     Console(width=None if sys.stdout.isatty() else 1000, highlight=False).print(table)
 

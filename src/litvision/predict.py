@@ -63,7 +63,7 @@ def main(cfg: DictConfig) -> int:
         part.unlink(missing_ok=True)
     count = len(files) - len(unreadable)
     print("\n".join(lines(first, count)))
-    print(f"{count:,} pictures; all answers: {output}")
+    print(f"{count:,} picture{'' if count == 1 else 's'}; all answers: {output}")
     if cfg.figure and first:
         picture = output.with_suffix(".png")
         draw(first, predictor.image_size, picture)

@@ -56,6 +56,11 @@ def check_shared(cfg: DictConfig) -> None:
         raise UserError(
             f"monitor={cfg.monitor} with mode={cfg.mode} keeps the worst: give mode={right} too."
         )
+    if (cfg.callbacks or {}).get("finetuning") and cfg.init_from is None and cfg.resume is None:
+        raise UserError(
+            "callbacks.finetuning freezes what init_from has loaded: give init_from=<a checkpoint, "
+            "a run's folder, or imagenet>."
+        )
     if "_target_" not in cfg.data:
         raise UserError("No data set is chosen: give data=<choice>, for example data=shapes.")
 

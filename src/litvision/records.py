@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
+
+from litvision.errors import UserError
+
+LOCK = ".lock"  # held while a command trains in the folder
 
 # The last parts of config keys that say where files go, and nothing of what is trained.
 PLACES = ("default_root_dir", "dirpath", "overrides", "resume", "run_dir", "save_dir")
@@ -41,6 +49,45 @@ def write_text(path: Path, text: str) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Let no second command train in a run's folder meanwhile.
+
+    The further processes of several devices belong to the first.
+
+    Raises:
+        UserError: one does already, on this machine or on another that sees the folder.
+    """
+    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{run} is being trained in by another command: wait for it to end, or give another "
+            "folder, hydra.run.dir=<folder>."
+        ) from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def is_taken(run: Path) -> bool:
+    """Say whether a command is training in a run's folder."""
+    if not (run / LOCK).exists():
+        return False
+    try:
+        with FileLock(run / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def read_config(run: Path) -> dict[str, Any] | None:

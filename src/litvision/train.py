@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
-from litvision import sweeps
+from litvision import records, sweeps
 from litvision.commandline import command
 
 
@@ -20,13 +22,15 @@ def train(cfg: DictConfig) -> float | None:
     """Do it, in this process."""
     from litvision.assemble import assemble  # torch comes in here, so that help need not wait
 
-    run = assemble(cfg)
-    run.trainer.fit(run.classifier, run.datamodule, ckpt_path=run.resume_from, weights_only=True)
-    score = run.score
-    if cfg.test:
-        run.trainer.test(run.classifier, run.datamodule, ckpt_path=run.checkpoint, verbose=False)
-    if run.trainer.is_global_zero:
-        print(run.summary(), flush=True)
+    with records.alone(Path(cfg.run_dir)):
+        run = assemble(cfg)
+        trainer, parts = run.trainer, (run.classifier, run.datamodule)
+        trainer.fit(*parts, ckpt_path=run.resume_from, weights_only=True)
+        score = run.score
+        if cfg.test:
+            trainer.test(*parts, ckpt_path=run.checkpoint, verbose=False)
+        if trainer.is_global_zero:
+            print(run.summary(), flush=True)
     return score
 
 
