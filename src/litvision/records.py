@@ -1,6 +1,7 @@
 """What a run and a sweep write down about themselves: `result.json` and `sweep.json`.
 
-Nothing but files is needed here, so that a list of runs is there at once.
+Nothing but files is needed here, and no import that takes long, so that help and a list of runs are
+there at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -60,6 +60,8 @@ def alone(run: Path) -> Iterator[None]:
     Raises:
         UserError: one does already, on this machine or on another that sees the folder.
     """
+    from filelock import FileLock, Timeout
+
     if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         yield
         return
@@ -83,6 +85,8 @@ def is_taken(run: Path) -> bool:
     """Say whether a command is training in a run's folder."""
     if not (run / LOCK).exists():
         return False
+    from filelock import FileLock, Timeout
+
     try:
         with FileLock(run / LOCK, timeout=0):
             return False

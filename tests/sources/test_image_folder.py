@@ -392,6 +392,23 @@ def test_what_one_split_skips_stays_listed_when_the_other_is_read(image_folder: 
         (image_folder / "test" / "blue" / "0.jpg").touch()
 
 
+def test_files_that_are_left_out_are_counted(
+    image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("red/a.heic", "red/b.HEIC", "blue/deeper/notes", "stray.png", "red/.DS_Store"):
+        path = image_folder / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    ImageFolder(image_folder).prepare()
+    (line,) = caplog.messages
+    assert line.startswith(f"no pictures by their names, left out of {image_folder}/train: 2 .heic")
+    assert sorted(line.partition(": ")[2].split(", ")) == [
+        "1 outside the class folders",
+        "1 without an ending",
+        "2 .heic",
+    ]
+
+
 def test_a_link_to_a_folder_around_it_is_one_line(image_folder: Path) -> None:
     loop = image_folder / "train" / "red" / "loop"
     loop.symlink_to("..")

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from litvision import records
 from litvision.batches import Images
 from litvision.errors import UserError
-from litvision.sources.decode import DecodedBatches, pictures, visible
+from litvision.sources.decode import EXTENSIONS, DecodedBatches, pictures, visible
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +187,10 @@ class _Split:
         """Decode every file into the cache, one row each, those that cannot be read left out."""
         batches = DecodedBatches(self.files, self.image_size, self.root)
         loader = batches.loader(num_workers, self.bytes)
+        if others := _others(self.root / self.name):
+            log.warning(
+                "no pictures by their names, left out of %s: %s", self.root / self.name, others
+            )
         self.record.unlink(missing_ok=True)
         part = self.cache.with_suffix(".part")
         shape = (len(self.files), self.image_size, self.image_size, 3)
@@ -235,6 +240,21 @@ def _classes(splits: list[_Split]) -> list[str]:
     """Return the classes that labels count in: the training split's, else all."""
     train = [split for split in splits if split.name == "train"]
     return sorted({name for split in train or splits for name in split.classes})
+
+
+def _others(folder: Path) -> str:
+    """Count the files that are no pictures by their names, or lie outside the class folders."""
+    counts: Counter[str] = Counter()
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini"):
+                continue
+            if Path(place) == folder:
+                counts["outside the class folders"] += 1
+            elif not name.lower().endswith(EXTENSIONS):
+                counts[Path(name).suffix.lower() or "without an ending"] += 1
+    return ", ".join(f"{count} {what}" for what, count in counts.most_common(10))
 
 
 def _map(path: Path) -> Tensor:
