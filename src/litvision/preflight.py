@@ -301,7 +301,8 @@ NOISE = (
     # What the finders of batch size and learning rate do to come back to where they began.
     r"Restored all states from the checkpoint at .*[/\\\\]\.(lr_find|scale_batch_size)_",
     r"`weights_only` was not set",
-    r"It is recommended to use `self\.log\(.*sync_dist=True`",  # what is logged is reduced already
+    r"It is recommended to use `self\.log\(.*sync_dist=True\)`",  # it is reduced already
+    r"torch\.distributed\.nn\.functional\.all_gather is deprecated",  # Lightning's own call
     r"Finished batch size finder",  # whether the run goes on with that size, the callback says
 )
 LOGGERS = (
