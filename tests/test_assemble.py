@@ -151,7 +151,7 @@ def test_a_schedule_refuses_its_own_bad_values(compose_train: Compose) -> None:
 MUON = ["optimizer=muon", "optimizer.lr_linear=0.5"]
 
 
-@pytest.mark.parametrize("options", [[], ["+scheduler.cycle_momentum=false"]])
+@pytest.mark.parametrize("options", [[], ["scheduler.cycle_momentum=false"]])
 def test_a_schedule_of_one_rate_is_refused_where_there_are_several(
     compose_train: Compose, options: list[str]
 ) -> None:
@@ -161,7 +161,7 @@ def test_a_schedule_of_one_rate_is_refused_where_there_are_several(
 
 
 def test_a_schedule_may_name_each_rate(compose_train: Compose) -> None:
-    one_cycle = ["scheduler=one_cycle", "+scheduler.cycle_momentum=false"]
+    one_cycle = ["scheduler=one_cycle", "scheduler.cycle_momentum=false"]
     cfg = compose_train(*MUON, *one_cycle, "scheduler.max_lr=[0.05,0.5,0.01]")
     cfg.total_steps = 100
     try_optimizer(cfg)
