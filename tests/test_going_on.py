@@ -64,6 +64,10 @@ def test_a_run_cut_within_an_epoch_sees_the_rest_of_it(
     expected = whole.classifier.state_dict()
     for name, value in rest.classifier.state_dict().items():
         assert torch.equal(value, expected[name]), name
+    assert (rest.score, rest.checkpoint) == (
+        whole.score,
+        str(tmp_path / "part/checkpoints/best.ckpt"),
+    )
     for name in ("train/loss", "val/loss"):
         assert rest.trainer.callback_metrics[name] == whole.trainer.callback_metrics[name]
 
@@ -149,7 +153,9 @@ def test_a_run_that_stopped_early_is_not_trained_further(
         result = json.loads((tmp_path / "run" / "result.json").read_text())
         assert result["stopped"] == "val/loss did not improve for 1 epochs"
     patient = [*early, "callbacks.early_stopping.patience=3"]
-    assert fit(compose_train(*OPTIONS, *patient, f"resume={tmp_path}/run")).trainer.global_step > 8
+    rest = fit(compose_train(*OPTIONS, *patient, "trainer.max_epochs=3", f"resume={tmp_path}/run"))
+    assert rest.trainer.global_step == 12
+    assert "stopped" not in json.loads((tmp_path / "run" / "result.json").read_text())
 
 
 def test_the_best_checkpoint_will_do_where_the_last_is_missing(

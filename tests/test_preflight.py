@@ -36,6 +36,13 @@ class Remembers(TinyNet):
         return self.fc((self.norm(x) * self.positions).relu().mean((2, 3)))
 
 
+class Uncopied(TinyNet):
+    """Cannot be copied, as what torch's old `weight_norm` or a lock is in."""
+
+    def __deepcopy__(self, memo: object) -> TinyNet:
+        raise TypeError("cannot pickle")
+
+
 class Lazy(nn.Module):
     """Has weights whose shapes the first picture decides."""
 
@@ -67,7 +74,7 @@ OPTIONS = ["callbacks.progress_bar=null", "callbacks.provenance=null", "data.bat
 OPTIONS += ["logger=none", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
 
 
-@pytest.mark.parametrize("name", ["FrozenStatistics", "Remembers", "Lazy"])
+@pytest.mark.parametrize("name", ["FrozenStatistics", "Remembers", "Lazy", "Uncopied"])
 def test_a_network_is_left_as_it_was_built(compose_train: Compose, name: str) -> None:
     run = assemble(compose_train(*OPTIONS, f"model.network._target_=test_preflight.{name}"))
     network = run.classifier.network

@@ -142,7 +142,7 @@ def assemble(cfg: DictConfig) -> Run:
         log.info(statement(cfg, trainer, datamodule))
         if reasons := obstacles(cfg, hardware.accelerator(str(cfg.trainer.accelerator))):
             log.info(f"Another run of it may end otherwise: {'; '.join(reasons)}")
-        if cfg.callbacks and not trainer.checkpoint_callbacks:
+        if cfg.callbacks and "last_checkpoint" not in cfg.callbacks:  # null is a choice
             log.warning(
                 f"callbacks has {', '.join(map(str, cfg.callbacks))} alone: nothing will be saved. "
                 "To add to the callbacks of every run, give callbacks=[default,<others>]."
@@ -327,7 +327,7 @@ def continue_logs(trainer: L.Trainer, step: int) -> None:
                 writer = logger.experiment
                 writer.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]
                 writer.save()
-            except OSError:
+            except BaseException:
                 kept.replace(path)
                 raise
             finally:

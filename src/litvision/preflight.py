@@ -194,7 +194,7 @@ def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> Non
         UserError: the network refuses the size, or gives another number of logits than classes.
     """
     network = _copy(classifier.network)
-    lazy = network is classifier.network
+    modes = {module: module.training for module in network.modules()}
     network.eval()
     for size in dict.fromkeys((datamodule.window(0), datamodule.image_size)):  # often the same
         picture = torch.zeros(1, _channels(datamodule), *size)
@@ -207,7 +207,8 @@ def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> Non
                 f"{cut}model.network refuses a picture of shape {list(picture.shape)}: "
                 f"{' '.join(str(error).split())}"
             ) from error
-    network.train(lazy)
+    for module, training in modes.items():
+        module.training = training
     if logits.shape != (1, len(datamodule.classes)):
         raise UserError(
             f"model.network gives {list(logits.shape)} for one picture, not logits of shape "
@@ -256,10 +257,15 @@ def _channels(datamodule: ImageDataModule) -> int:
 def _copy(network: torch.nn.Module) -> torch.nn.Module:
     """Return a network to try: what it keeps of a picture, and its modes, stay out of the real one.
 
-    One whose weights get their shapes from the first picture is itself the one to be tried.
+    One whose weights get their shapes from the first picture is itself the one to be tried, and so
+    is one that cannot be copied, as with torch's old `weight_norm`.
     """
-    lazy = any(isinstance(p, UninitializedParameter) for p in network.parameters())
-    return network if lazy else copy.deepcopy(network)
+    if any(isinstance(p, UninitializedParameter) for p in network.parameters()):
+        return network
+    try:
+        return copy.deepcopy(network)
+    except (RuntimeError, TypeError):
+        return network
 
 
 def build(node: DictConfig | None, trust: Any = ANY, **more: Any) -> Any:

@@ -20,6 +20,8 @@ from yaml import YAMLError
 
 from litvision.errors import UserError
 
+RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")  # of one process of several
+
 LOCK = ".lock"  # held while a command trains in the folder
 
 # The last parts of config keys that say where files go, and nothing of what is trained.
@@ -62,7 +64,7 @@ def alone(run: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+    if any(os.environ.get(name, "0") != "0" for name in RANKS):
         yield
         return
     run.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from litvision.callbacks.last_checkpoint import LastCheckpoint
 from litvision.callbacks.validated import Validated
 
 
@@ -42,8 +43,12 @@ class BestCheckpoint(Validated, ModelCheckpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save, but not when the metric is an earlier epoch's, since this one was not validated.
 
-        Where the data have nothing to validate, no epoch is the best: the last weights count.
+        Where the data have nothing to validate, no epoch is the best: the last weights count. Nor
+        is one that was cut short, which `last.ckpt` goes on within.
         """
+        callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
+        if any(isinstance(callback, LastCheckpoint) and callback.cut for callback in callbacks):
+            return
         nothing = trainer.enable_validation and not sum(trainer.num_val_batches)
         if self.is_of_this_epoch(trainer, str(self.monitor)) and not nothing:
             super().on_train_epoch_end(trainer, pl_module)

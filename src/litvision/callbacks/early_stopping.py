@@ -26,9 +26,11 @@ class EarlyStopping(lightning.pytorch.callbacks.EarlyStopping):
         super().setup(trainer, pl_module, stage)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End a resumed run that had been stopped."""
+        """End a resumed run that had been stopped, unless it has more patience now."""
         if self.stopped_epoch and self.wait_count >= self.patience:
             trainer.should_stop = True
+        else:
+            self.stopped_epoch = 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best value and how long it has been the best."""

@@ -12,21 +12,25 @@ from litvision.callbacks.interval_checkpoint import can_save
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Lightning's `ModelCheckpoint`, but a run that ends within an epoch can go on there.
+    """Lightning's `ModelCheckpoint`, but a run that ends after a step of an epoch can go on there.
 
     Where `trainer.max_steps` or `trainer.max_time` ends a run, Lightning saves at what it takes for
     the epoch's end: with more steps or time, the run would go on with the next epoch and never see
-    the rest of this one.
+    the rest of this one. It still does where the time is over between batches that are joined to
+    one step, or where early stopping follows a validation within an epoch.
+
+    Attributes:
+        cut: whether the running epoch was cut so; it is no whole one, and none to be the best.
 
     Args:
         dirpath, filename, and all others: as `ModelCheckpoint` takes them.
     """
 
-    _cut = False
+    cut = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin a whole epoch, as far as is known."""
-        self._cut = False
+        self.cut = False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
@@ -36,9 +40,9 @@ class LastCheckpoint(ModelCheckpoint):
         stops = trainer.should_stop and trainer.fit_loop._can_stop_early
         if (stops or trainer.global_step == trainer.max_steps) and can_save(trainer):
             trainer.save_checkpoint(Path(str(self.dirpath), f"{self.filename}.ckpt"))
-            self._cut = True
+            self.cut = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save, if the epoch was whole."""
-        if not self._cut:
+        if not self.cut:
             super().on_train_epoch_end(trainer, pl_module)

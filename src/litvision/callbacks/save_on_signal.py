@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -70,14 +71,17 @@ class SaveOnSignal(Checkpoint):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop, if asked to and the epoch before was saved; else after a step of this one."""
-        last = Path(self.dirpath) / "last.ckpt"
+        # All devices have to ask together; only the first one's folder is that of the run.
+        if not trainer.current_epoch or not self._asked(trainer):
+            return
+        last = os.path.realpath(Path(self.dirpath) / "last.ckpt")
         saved = any(
             isinstance(callback, LastCheckpoint)
             and callback._last_global_step_saved == trainer.global_step
-            and callback._last_checkpoint_saved == str(last)
+            and os.path.realpath(callback._last_checkpoint_saved) == last
             for callback in trainer.checkpoint_callbacks
         )
-        if saved and trainer.current_epoch and self._asked(trainer):
+        if trainer.strategy.broadcast(saved):
             self._stop(trainer)
 
     def _asked(self, trainer: L.Trainer) -> bool:

@@ -245,7 +245,7 @@ def _classes(splits: list[_Split]) -> list[str]:
 def _others(folder: Path) -> str:
     """Count the files that are no pictures by their names, or lie outside the class folders."""
     counts: Counter[str] = Counter()
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini"):
@@ -277,8 +277,9 @@ def _reserve(path: Path) -> None:
 
 def _list_skipped(splits: list[_Split], path: Path) -> None:
     others = path.read_text("utf-8", "surrogateescape").splitlines(True) if path.exists() else []
-    for split in splits:
-        others = [line for line in others if not line.startswith(f"{split.root}/{split.name}/")]
+    unread = {"train", "test", "val"} - {split.name for split in splits}
+    kept = tuple(f"{splits[0].root}/{name}/" for name in unread)
+    others = [line for line in others if line.startswith(kept)]
     lines = others + [
         f"{s.root}/{name}\t{why}\n" for s in splits for name, why in s.skipped.items()
     ]
