@@ -32,23 +32,29 @@ def test_parameters(network: SpeedNet) -> None:
     assert not [name for name in trained if "norm" in name and name.endswith("weight")]
 
 
-@pytest.mark.slow  # it compiles for half a minute
-def test_compiled_in_bfloat16_it_has_the_same_gradients(images: torch.Tensor) -> None:
+@pytest.mark.slow  # it compiles for a minute
+def test_compiled_its_gradients_are_as_near_to_the_exact_ones(images: torch.Tensor) -> None:
     torch.manual_seed(0)
     network = SpeedNet(widths=(8, 16, 16), gates=True).to(memory_format=torch.channels_last)
     network.whiten([images])
     labels = torch.randint(10, (len(images),))
 
-    def gradients(forward: torch.nn.Module) -> torch.Tensor:
+    def gradients(forward: torch.nn.Module, bfloat16: bool) -> torch.Tensor:
         network.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             logits = forward(images)
         F.cross_entropy(logits.float(), labels).backward()
         found = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
         return torch.cat(found)
 
-    plain, compiled = gradients(network), gradients(torch.compile(network))
-    assert F.cosine_similarity(plain, compiled, dim=0) > 0.98
+    def likeness(found: torch.Tensor) -> float:
+        return F.cosine_similarity(found, exact, dim=0).item()
+
+    exact, compiled = gradients(network, bfloat16=False), torch.compile(network)
+    assert likeness(gradients(compiled, bfloat16=False)) > 0.9999
+    # How far bfloat16 rounds is the processor's: here from 0.97 to 0.99, compiled or not.
+    rounded = likeness(gradients(network, bfloat16=True))
+    assert likeness(gradients(compiled, bfloat16=True)) > rounded - 0.02
 
 
 def test_whitened_patches_are_uncorrelated_and_of_one_variance(
