@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 from litvision import hardware
 from litvision.batches import Batch
 from litvision.errors import UserError
+from litvision.position import ends_here
 
 METRICS = tuple(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "acc"))
 
@@ -208,8 +209,7 @@ class ImageClassifier(L.LightningModule):
         metrics of the epoch before.
         """
         trainer = self.trainer
-        ended = trainer.should_stop and trainer.fit_loop._can_stop_early  # by `max_time`, say
-        if trainer.is_last_batch or trainer.global_step == trainer.max_steps or ended:
+        if trainer.is_last_batch or ends_here(trainer):
             self._raise_if_not_finite()
             pictures = torch.full_like(self._loss, self._pictures)
             sums = torch.stack([self._loss, self._correct.to(self._loss.dtype), pictures])

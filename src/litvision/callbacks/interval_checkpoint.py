@@ -9,14 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from pydantic import Field
 
-
-def can_save(trainer: L.Trainer) -> bool:
-    """Say whether a run resumed from after this batch would miss nothing.
-
-    Not after an epoch's last, which it would take for the whole epoch and not validate; nor between
-    batches whose gradients are joined to one step, which no checkpoint holds.
-    """
-    return not trainer.is_last_batch and not trainer.fit_loop._should_accumulate()
+from litvision.position import can_save
 
 
 class IntervalCheckpoint(ModelCheckpoint):

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from litvision.callbacks.interval_checkpoint import can_save
+from litvision.position import can_save, ends_here
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -37,8 +37,7 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         """Save, if this was the last step of the run and not of the epoch."""
         super().on_train_batch_end(trainer, pl_module, *args)
-        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
-        if (stops or trainer.global_step == trainer.max_steps) and can_save(trainer):
+        if ends_here(trainer) and can_save(trainer):
             trainer.save_checkpoint(Path(str(self.dirpath), f"{self.filename}.ckpt"))
             self.cut = True
 

@@ -12,9 +12,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from litvision.callbacks.interval_checkpoint import can_save
 from litvision.callbacks.last_checkpoint import LastCheckpoint
 from litvision.errors import Interrupted
+from litvision.position import can_save
 
 log = logging.getLogger(__name__)
 

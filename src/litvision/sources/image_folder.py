@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
@@ -212,7 +212,7 @@ class _Split:
             part.unlink(missing_ok=True)
         size = self.cache.stat().st_size
         record = {"digest": self.digest, "bytes": size, "skipped": self.skipped}
-        self.record.write_text(json.dumps(record, indent=1))
+        records.write_text(self.record, json.dumps(record, indent=1))
 
     def check(self, on_error: str) -> None:
         """Raise a UserError for what keeps these files from being trained on."""
@@ -277,7 +277,7 @@ def _reserve(path: Path) -> None:
 
 def _list_skipped(splits: list[_Split], path: Path) -> None:
     others = path.read_text("utf-8", "surrogateescape").splitlines(True) if path.exists() else []
-    unread = {"train", "test", "val"} - {split.name for split in splits}
+    unread = set(get_args(Split)) - {split.name for split in splits}
     kept = tuple(f"{splits[0].root}/{name}/" for name in unread)
     others = [line for line in others if line.startswith(kept)]
     lines = others + [
