@@ -240,9 +240,7 @@ Run = Callable[..., subprocess.CompletedProcess]
 def run(tmp_path: Path) -> Run:
     """`run_command` in `tmp_path`, or in the `folder` given."""
 
-    def in_folder(
-        module: str, *arguments: str, folder: Path = tmp_path, fresh: bool = False
-    ) -> Any:
-        return run_command(folder, module, *arguments, fresh=fresh)
+    def in_folder(module: str, *arguments: str, folder: Path = tmp_path, **options: Any) -> Any:
+        return run_command(folder, module, *arguments, **options)
 
     return in_folder

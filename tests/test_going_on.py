@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
+from omegaconf import open_dict
+from PIL import Image
 
 from conftest import Compose, Run
 from litvision import assemble
@@ -26,6 +29,10 @@ OPTIONS = [
     *("callbacks.provenance=null", "data.batch_size=8", "optimizer.lr=0.1"),
     *("trainer.precision=32-true", "trainer.max_epochs=3"),
 ]
+
+
+PRUNED = "callbacks.pruning.at_epochs=[1]"
+SPARSE = "callbacks.sparsity_2_4.start_epoch=1;callbacks.sparsity_2_4.except_first_and_last=false"
 
 
 class At(L.Callback):
@@ -116,14 +123,50 @@ def test_patience_and_factor_can_change_and_what_is_watched_cannot(
     [
         ("data.classes=[ring,star]", "data.classes=[star,ring]", "on the classes ring, star, and"),
         ("callbacks=ema", "callbacks=default", "trained with callbacks.ema, and this command"),
+        (f"callbacks=pruning;{PRUNED}", "callbacks=default", "trained with callbacks.pruning, and"),
+        (
+            "callbacks=default",
+            "callbacks=finetuning",
+            "trained without callbacks.finetuning, which",
+        ),
+        (
+            f"callbacks=sparsity_2_4;{SPARSE};callbacks.sparsity_2_4.exclude=[x]",
+            f"callbacks=sparsity_2_4;{SPARSE}",
+            "trained with callbacks.sparsity_2_4.exclude.*, and this command says",
+        ),
     ],
 )
 def test_what_the_weights_depend_on_cannot_change(
     compose_train: Compose, tmp_path: Path, before: str, after: str, message: str
 ) -> None:
-    fit(compose_train(*OPTIONS, before))
+    fit(compose_train(*OPTIONS, *before.split(";")))
     with pytest.raises(UserError, match=message):
-        fit(compose_train(*OPTIONS, after, f"resume={tmp_path}/run"))
+        fit(compose_train(*OPTIONS, *after.split(";"), f"resume={tmp_path}/run"))
+
+
+def test_pictures_that_have_come_since_are_noticed(compose_train: Compose, tmp_path: Path) -> None:
+    def add(names: range) -> None:
+        for folder in ("train/a", "train/b", "test/a", "test/b"):
+            (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+            for name in names:
+                pixels = np.full((8, 8, 3), 20 * name, np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / folder / f"{name}.png")
+
+    def own(*overrides: str) -> Any:
+        cfg = compose_train(*OPTIONS, "trainer.max_epochs=1", *overrides)
+        with open_dict(cfg.data):
+            for key in ("train_size", "test_size", "image_size"):
+                cfg.data.pop(key, None)
+            cfg.data.source._target_ = "litvision.sources.image_folder.ImageFolder"
+            cfg.data |= {"root": f"{tmp_path}/data", "image_size": 8}
+        return cfg
+
+    add(range(10))
+    fit(own())
+    add(range(10, 12))
+    told = "18 to train on and 2 to validate then and 22 to train on and 2 to validate now"
+    with pytest.raises(UserError, match=f"resume: the pictures have changed, {told}"):
+        fit(own(f"resume={tmp_path}/run"))
 
 
 def test_the_best_epoch_of_training_is_known_by_its_own_loss(

@@ -127,6 +127,19 @@ def test_the_latest_run_that_has_not_ended_is_found(tmp_path: Path, run: Run, wh
     assert len(list((tmp_path / "logs" / "default").iterdir())) == 2
 
 
+@pytest.mark.slow
+def test_two_devices_go_on_with_the_latest_run_together(tmp_path: Path, run: Run) -> None:
+    two = [*OPTIONS, "trainer=ddp", "trainer.devices=2", "resume=auto"]
+    done = run("train", *two, "trainer.max_epochs=1", SIGNAL % (3, signal.SIGTERM))
+    assert done.returncode == 75, done.stderr
+    done = run("train", *two, "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "logs" / "default").iterdir()
+    result = read_result(folder)
+    assert (result["state"], result["epochs"]) == ("done", 2)
+    assert result["overrides"].count(f"resume='logs/default/{folder.name}'") == 1
+
+
 def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path, run: Run, whole: Path) -> None:
     folder = tmp_path / "logs" / "default" / "a"
     shutil.copytree(whole, folder)
@@ -152,22 +165,30 @@ def test_more_epochs_can_be_added_to_a_run_that_has_ended(
     same_end(tmp_path / "run", whole)
 
 
-def kill_and_resume(tmp_path: Path, seconds: float) -> tuple[bool, int]:
-    """Kill a run after so many seconds of training, resume it; return whether it was killed."""
+EVERY_STEP = "checkpoint.every_n_minutes=1e-9"
+
+
+def start(tmp_path: Path) -> subprocess.Popen[bytes]:
+    """Start a run that saves at every step, and return when it has saved for the first time."""
     tests = Path(__file__).parent
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent / "src"), str(tests)])}
-    command = [sys.executable, "-m", "litvision.train", *OPTIONS, "checkpoint.every_n_minutes=1e-9"]
-    killed = subprocess.Popen(
-        [*command, "hydra.run.dir=run"], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "litvision.train", *OPTIONS, EVERY_STEP, "hydra.run.dir=run"]
+    started = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    while not last.exists() and killed.poll() is None:
+    while not last.exists() and started.poll() is None:
         time.sleep(0.001)
+    return started
+
+
+def kill_and_resume(tmp_path: Path, seconds: float) -> tuple[bool, int]:
+    """Kill a run after so many seconds of training, resume it; return whether it was killed."""
+    killed = start(tmp_path)
     time.sleep(seconds)
     killed.send_signal(signal.SIGKILL)
     code = killed.wait()
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     step = torch.load(last, weights_only=True)["global_step"]
-    done = run_command(tmp_path, "train", *command[3:], "resume=run")
+    done = run_command(tmp_path, "train", *OPTIONS, EVERY_STEP, "resume=run")
     assert done.returncode == 0, done.stderr
     return code == -signal.SIGKILL, step
 
@@ -181,12 +202,15 @@ def test_killed_and_gone_on_with(tmp_path: Path, whole: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_and_gone_on_with(tmp_path: Path, whole: Path) -> None:
+    undisturbed, since = start(tmp_path), time.monotonic()
+    undisturbed.wait()
+    length = time.monotonic() - since
     moments = random.Random(0)
     steps = set()
     for number in range(20):
         folder = tmp_path / str(number)
         folder.mkdir()
-        _, step = kill_and_resume(folder, moments.uniform(0, 0.5))
+        _, step = kill_and_resume(folder, moments.uniform(0, 0.8 * length))
         steps.add(step)
         same_end(folder / "run", whole, killed=True)
     assert len(steps) > 5

@@ -243,7 +243,7 @@ def test_the_package_runs_from_its_source_folder_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_demo_learns_the_shapes(tmp_path: Path, run: Run) -> None:
-    done = run("train", "experiment=demo", "logger=none")
+    done = run("train", "experiment=demo", "logger=none", timeout=600)
     assert done.returncode == 0, done.stderr
     result = json.loads((only_run(tmp_path, "demo") / "result.json").read_text())
     assert result["test/acc"] > 0.95

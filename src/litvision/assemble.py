@@ -29,6 +29,7 @@ from litvision.determinism import obstacles
 from litvision.errors import UserError
 from litvision.initialize import IMAGENET, initialize
 from litvision.optimizers import unfit_for_muon
+from litvision.position import batches_per_epoch, total_steps
 from litvision.preflight import (
     ANY,
     build,
@@ -36,6 +37,7 @@ from litvision.preflight import (
     check_monitor,
     check_shared,
     check_strategy,
+    counts,
     parts,
     same_run,
     settle_logging,
@@ -265,25 +267,6 @@ def build_datamodule(node: DictConfig, trust: Any = ANY) -> ImageDataModule:
         return build(node, trust)
 
 
-def batches_per_epoch(trainer: L.Trainer, datamodule: ImageDataModule) -> int:
-    """Return the training batches of one epoch: all, a last short one counted, or those allowed.
-
-    Not Lightning's `estimated_stepping_batches`: that builds the training loader early, and a
-    resumed run would lose its place in it.
-    """
-    batches, limit = datamodule.steps_per_epoch, trainer.limit_train_batches
-    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-
-
-def total_steps(trainer: L.Trainer, datamodule: ImageDataModule) -> int | None:
-    """Return the optimizer steps of the whole run; None if it has no end."""
-    per_epoch = -(-batches_per_epoch(trainer, datamodule) // trainer.accumulate_grad_batches)
-    ends = [trainer.max_steps] if trainer.max_steps != -1 else []
-    if trainer.max_epochs is not None and trainer.max_epochs != -1:
-        ends.append(trainer.max_epochs * per_epoch)
-    return max(min(ends), 1) if ends else None
-
-
 def statement(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModule) -> str:
     """Say what one epoch and the whole run are made of, in two lines."""
     sizes = {name: len(subset) for name, subset in datamodule.subsets.items()}
@@ -344,6 +327,7 @@ def card(config: Any, datamodule: ImageDataModule) -> dict[str, Any]:
         "mean": list(datamodule.mean or ()),
         "std": list(datamodule.std or ()),
         "image_size": list(datamodule.image_size),
+        "pictures": counts(datamodule),
     }
 
 

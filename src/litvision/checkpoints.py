@@ -8,6 +8,7 @@ A checkpoint is Lightning's own, plus one entry, `litvision`, of plain values:
     classes     names, in the order of the logits
     mean, std   per channel, in units of 0 to 1, as the pictures were normalised
     image_size  [height, width] in pixels
+    pictures    how many there were to train on, "train", and to validate, "val"
     loaded      names of the tensors that training began with, if `init_from` gave some
 """
 
@@ -46,6 +47,13 @@ class Config(BaseModel, strict=True):
     data: dict[str, Any]
 
 
+class Pictures(BaseModel, strict=True):
+    """How many the run had."""
+
+    train: int
+    val: int
+
+
 class Card(BaseModel, strict=True):
     """The entry `litvision`, checked here so that nobody who uses it has to."""
 
@@ -57,6 +65,7 @@ class Card(BaseModel, strict=True):
     image_size: Annotated[
         list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=2, max_length=2)
     ]
+    pictures: Pictures | None = None
     loaded: list[str] = []
 
     @model_validator(mode="after")

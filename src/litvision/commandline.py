@@ -117,7 +117,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             os.environ.setdefault(_ASKED, "1" if WANTS_TRACEBACKS else "0")
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every exception on to us
             logging.raiseExceptions = WANTS_TRACEBACKS  # a log that cannot be written is no bug
-            sys.argv += _implied(sys.argv[1:])
+            arguments = _named(sys.argv[1:])
+            sys.argv[1:] = [*arguments, *_implied(arguments)]
             if _sweeps(sys.argv[1:]):
                 from litvision.study import StudySweeper
                 from litvision.sweeps import GridSweeper
@@ -154,6 +155,19 @@ def mistakes_in_one_line(command: str = "") -> Iterator[None]:
         stop(_message_of(error))
 
 
+def _named(arguments: list[str]) -> list[str]:
+    """Return the arguments with `resume=auto` replaced by the run's folder, or by null.
+
+    Replaced, since the processes of several devices are started with the same arguments: the run
+    is then being trained, and each would look for another.
+    """
+    if "resume=auto" not in arguments:
+        return arguments
+    run = _latest(arguments)
+    found = f"resume='{run}'" if run else "resume=null"
+    return [found if argument == "resume=auto" else argument for argument in arguments]
+
+
 def _implied(arguments: list[str]) -> list[str]:
     """Return overrides that others imply.
 
@@ -175,9 +189,7 @@ def _implied(arguments: list[str]) -> list[str]:
                 stop(f"{argument}: no sweep has run there. Give the folder that one printed.")
             implied.append(f"hydra.sweep.dir='{folder}'")
         if key == "resume" and value not in ("", "null"):
-            run = _run_to_resume(value, arguments)
-            if value == "auto":
-                implied.append(f"resume='{run}'" if run else "resume=null")
+            run = _run_of(value)
             if run and not any(a.startswith("hydra.run.dir=") for a in arguments):
                 implied.append(f"hydra.run.dir='{run}'")
         file = CONF / key / f"{value}.yaml"
@@ -188,20 +200,24 @@ def _implied(arguments: list[str]) -> list[str]:
     return list(dict.fromkeys(implied))
 
 
-def _run_to_resume(value: str, arguments: list[str]) -> str | None:
-    """Return the folder of the run that `resume=<value>` goes on with; None if it is in none.
+def _latest(arguments: list[str]) -> str | None:
+    """Return the experiment's latest run that has saved where it was and has not ended.
 
-    "auto" is the latest run of the experiment that has saved where it was, has not ended, and is
-    not being trained.
+    Nor is it being trained; but a further process of several devices, which torchrun or SLURM has
+    started, may come when the first is at it already.
     """
-    if value == "auto":
-        named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
-        runs = Path("logs", named[-1] if named else "default").glob("*/checkpoints/last.ckpt")
-        for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
-            run = path.parents[1]
-            if records.read_result(run).get("state") != "done" and not records.is_taken(run):
-                return str(run)
-        return None
+    named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
+    runs = Path("logs", named[-1] if named else "default").glob("*/checkpoints/last.ckpt")
+    for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
+        run = path.parents[1]
+        ended = records.read_result(run).get("state") == "done"
+        if not ended and (records.is_further_process() or not records.is_taken(run)):
+            return str(run)
+    return None
+
+
+def _run_of(value: str) -> str | None:
+    """Return the folder of the run that `resume=<value>` goes on with; None if it is in none."""
     path = Path(value.strip("'\""))
     folder = path.parents[1] if path.is_file() and path.parent.name == "checkpoints" else path
     saved = any((folder / "checkpoints" / f"{name}.ckpt").is_file() for name in ("last", "best"))

@@ -137,6 +137,23 @@ def check_strategy(strategy: Strategy, cfg: DictConfig) -> None:
         )
 
 
+# What a run's weights depend on from its start to its end.
+BOUND = {"ema", "finetuning", "pruning", "sparsity_2_4", "warmup", "whitening"}
+FROM_THE_START = {"finetuning", "whitening"}
+
+
+def counts(datamodule: ImageDataModule) -> dict[str, int]:
+    """Return how many pictures are there to train on, "train", and to validate, "val"."""
+    return {name: len(datamodule.subsets[name]) for name in ("train", "val")}
+
+
+def _at(config: dict[str, Any], key: str) -> Any:
+    """Return the value of a dotted key; None where there is none."""
+    for part in key.split("."):
+        config = config.get(part) or {} if isinstance(config, dict) else {}
+    return config
+
+
 def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataModule) -> None:
     """Refuse to resume with options that the checkpoint's state would silently override or break.
 
@@ -150,23 +167,40 @@ def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataM
             f"resume: the checkpoint was trained on the classes {', '.join(before['classes'])}, "
             f"and the data now have {', '.join(datamodule.classes)}: give the same as then."
         )
-    before = before["config"]
-    for name in ("ema", "sparsity_2_4"):  # without which a checkpoint holds other weights, or moves
-        if (before.get("callbacks") or {}).get(name) and not (now.get("callbacks") or {}).get(name):
-            raise UserError(
-                f"resume: the checkpoint was trained with callbacks.{name}, and this command "
-                "leaves it out: give the same callbacks as then."
-            )
+    pictures, before = before.get("pictures"), before["config"]  # none in an older file
+    old, new = ({k for k, v in (c.get("callbacks") or {}).items() if v} for c in (before, now))
+    for name in sorted((old & BOUND) - new):
+        raise UserError(
+            f"resume: the checkpoint was trained with callbacks.{name}, and this command "
+            "leaves it out: give the same callbacks as then."
+        )
+    for name in sorted((new & FROM_THE_START) - old):
+        raise UserError(
+            f"resume: the checkpoint was trained without callbacks.{name}, which is for a whole "
+            "run: leave it out, or begin a run with init_from=<this one's folder>."
+        )
     free = {"root", "url", "cache_dir", "on_error", "num_workers", "decode_workers"}
     free |= {"eval_batch_size", "compile", "channels_last"}
-    for part in ("model", "data", "optimizer", "scheduler", "monitor", "mode"):
-        old, new = flat(before.get(part), part), flat(now.get(part), part)
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key) and key.rpartition(".")[2] not in free:
+    parts = ["model", "data", "optimizer", "scheduler", "monitor", "mode"]
+    parts += [f"callbacks.sparsity_2_4.{key}" for key in ("exclude", "except_first_and_last")]
+    for part in parts if "sparsity_2_4" in old else parts[:-2]:
+        was, says = flat(_at(before, part), part), flat(_at(now, part), part)
+        for key in sorted(was.keys() | says.keys()):
+            if was.get(key) != says.get(key) and key.rpartition(".")[2] not in free:
                 raise UserError(
-                    f"resume: the checkpoint was trained with {key}={old.get(key)}, and this "
-                    f"command says {new.get(key)}: give the same options as then."
+                    f"resume: the checkpoint was trained with {key}={was.get(key)}, and this "
+                    f"command says {says.get(key)}: give the same options as then."
                 )
+    today = counts(datamodule)
+    if pictures is not None and pictures != today:
+        sizes = [
+            f"{n['train']:,} to train on and {n['val']:,} to validate" for n in (pictures, today)
+        ]
+        raise UserError(
+            f"resume: the pictures have changed, {sizes[0]} then and {sizes[1]} now, and others "
+            "would be set aside for validation. Bring them back, or begin a run with "
+            "init_from=<this one's folder>."
+        )
 
 
 def check_monitor(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModule) -> None:

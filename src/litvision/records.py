@@ -53,6 +53,11 @@ def write_text(path: Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
+def is_further_process() -> bool:
+    """Say whether this process trains on one of several devices, and not on the first."""
+    return any(os.environ.get(name, "0") != "0" for name in RANKS)
+
+
 @contextmanager
 def alone(run: Path) -> Iterator[None]:
     """Let no second command train in a run's folder meanwhile.
@@ -64,7 +69,7 @@ def alone(run: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    if any(os.environ.get(name, "0") != "0" for name in RANKS):
+    if is_further_process():
         yield
         return
     run.mkdir(parents=True, exist_ok=True)

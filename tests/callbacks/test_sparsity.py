@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -234,6 +235,7 @@ def test_layers_that_cannot_run_sparse_here_say_why() -> None:
     assert torch.equal(network.hidden.weight, weight)
 
 
+LOTTERY = "callbacks.pruning.lottery_ticket=true"
 PRUNING = ["callbacks=pruning", "callbacks.pruning.at_epochs=[1,2]", "logger=csv"]
 
 
@@ -260,10 +262,42 @@ def test_lightnings_pruning_masks_a_share_of_what_is_left_each_time(
     assert 0 <= run.trainer.callback_metrics["test/acc"] <= 1
 
 
-def test_lightnings_pruning_is_not_resumed(compose_train: Compose, tmp_path: Path) -> None:
-    train(compose_train(NETWORK, *QUIET, *PRUNING))
-    with pytest.raises(UserError, match=r"callbacks\.pruning cannot be resumed: checkpoints hold"):
-        train(compose_train(NETWORK, *QUIET, *PRUNING, f"resume={tmp_path}/run"))
+def test_a_lottery_ticket_goes_back_to_the_first_weights_each_time(compose_train: Compose) -> None:
+    found = []
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.current_epoch in (1, 2) and trainer.fit_loop.epoch_loop.batch_idx == 0:
+                found.append([layer.weight_orig * layer.weight_mask for layer in layers])
+
+    run = assemble(compose_train(NETWORK, *QUIET, *PRUNING, LOTTERY, "data.batch_size=8"))
+    network = run.classifier.network
+    layers: Any = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    first = [layer.weight.detach().clone() for layer in layers]
+    run.trainer.callbacks.append(Look())
+    run.trainer.fit(run.classifier, run.datamodule)
+    assert len(found) == 2
+    for pruned in found:
+        for weight, initial in zip(pruned, first, strict=True):
+            assert torch.equal(weight, initial.where(weight != 0, 0))
+            assert int((weight != 0).sum()) > 0
+
+
+@pytest.mark.parametrize("options", [[], ["optimizer=muon"], [LOTTERY]])
+@pytest.mark.parametrize("step", [7, 8])  # within the epoch that begins with pruning, and after it
+def test_lightnings_pruning_goes_on_where_it_was(
+    compose_train: Compose, tmp_path: Path, options: list[str], step: int
+) -> None:
+    options = [*options, "data.batch_size=8"]  # 4 steps an epoch
+    whole = train(compose_train(NETWORK, *QUIET, *PRUNING, *options))
+    part = [*PRUNING, *options, f"run_dir={tmp_path}/part"]
+    train(compose_train(NETWORK, *QUIET, *part, f"trainer.max_steps={step}"))
+    rest = train(compose_train(NETWORK, *QUIET, *part, f"resume={tmp_path}/part"))
+    assert rest.trainer.global_step == whole.trainer.global_step == 12
+    expected = whole.classifier.state_dict()
+    assert sum(int((value == 0).sum()) for value in expected.values()) > 500
+    for name, value in rest.classifier.state_dict().items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_lightnings_pruning_and_an_average_are_refused(compose_train: Compose) -> None:

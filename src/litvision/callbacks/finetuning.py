@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from litvision.errors import UserError
 from litvision.optimizers import Muon
+from litvision.position import last_epoch
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,10 @@ class Finetuning(BaseFinetuning):
                 "callbacks.finetuning.unfreeze_at_epoch=null."
             )
         super().on_fit_start(trainer, pl_module)
+        last = last_epoch(trainer)
         until = "to the end" if later is None else f"until epoch {later + 1} begins"
+        if later is not None and last is not None and later > last:
+            until += f", which the run, of {last + 1}, does not come to"
         log.info(f"{len(self._loaded)} loaded tensors are frozen {until}")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -9,10 +9,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelPruning, WeightAveraging
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.prune import custom_from_mask
 
 from litvision.callbacks.forget import forget_the_best
 from litvision.errors import UserError
+from litvision.position import refuse_unreached
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +37,7 @@ class Pruning(ModelPruning):
             2018, arXiv 1803.03635).
 
     Raises:
-        UserError: the run ends before one of `at_epochs`; the weights are averaged; or it is
-            resumed, which the masks, that no checkpoint holds, would not survive.
+        UserError: the run ends before one of `at_epochs`, or the weights are averaged.
     """
 
     def __init__(
@@ -54,6 +55,9 @@ class Pruning(ModelPruning):
         )
         self.at_epochs = sorted(set(at_epochs or [20]))
         self._weights: list[tuple[nn.Module, str]] = []
+        self._names: list[str] = []  # of their layers
+        self._done: list[int] = []  # epochs, of `at_epochs`
+        self._restored: dict[str, dict[str, Tensor]] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose the layers."""
@@ -66,31 +70,34 @@ class Pruning(ModelPruning):
                 "masks: leave one out, or use callbacks=[sparsity_2_4,ema]."
             )
         network: Any = pl_module.network
-        layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        self._weights = [(layer, "weight") for layer in layers]
+        kinds = (nn.Conv2d, nn.Linear)
+        layers = {name: m for name, m in network.named_modules() if isinstance(m, kinds)}
+        self._names, self._weights = list(layers), [(m, "weight") for m in layers.values()]
         self._parameters_to_prune = self._weights
         super().setup(trainer, pl_module, stage)
-        epochs = trainer.max_epochs
-        if epochs is not None and epochs != -1 and self.at_epochs[-1] >= epochs:
-            raise UserError(
-                f"callbacks.pruning.at_epochs={self.at_epochs} is never reached: the run ends "
-                f"after epoch {epochs - 1}, counted from 0. Give smaller ones, or more "
-                "trainer.max_epochs."
-            )
+        key = f"callbacks.pruning.at_epochs={self.at_epochs}"
+        refuse_unreached(key, self.at_epochs[-1], trainer)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse to resume."""
-        if trainer.ckpt_path is not None:
-            raise UserError(
-                "callbacks.pruning cannot be resumed: checkpoints hold the pruned weights but not "
-                "which they are, and training would move them. Start afresh, or use "
-                "callbacks=sparsity_2_4."
-            )
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Where a run is resumed, mask again what was masked."""
+        for name, (layer, key) in zip(self._names, self._weights, strict=True):
+            if name not in self._restored:
+                continue
+            kept = self._restored[name]
+            weight: Any = layer.get_parameter(key)
+            with torch.no_grad():
+                weight[~kept["mask"].to(weight.device)] = kept["masked"].to(weight.device)
+            custom_from_mask(layer, key, kept["mask"].to(weight.device))
+            if "initial" in kept:
+                assert self._original_layers is not None
+                self._original_layers[id(layer)]["data"].get_parameter(key).data = kept["initial"]
+        self._restored = {}
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune, if it is time."""
         epoch = trainer.current_epoch
-        if epoch in self.at_epochs:
+        if epoch in self.at_epochs and epoch not in self._done:  # or resumed within it
+            self._done.append(epoch)
             first = epoch == self.at_epochs[0]
             forget_the_best(trainer, keep_as="best_dense" if first else "best_before")
             module: Any = pl_module
@@ -106,6 +113,39 @@ class Pruning(ModelPruning):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the share of zeros; pruning itself is for the start of an epoch."""
         pl_module.log("sparsity", self.sparsity)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return of each pruned layer what the pruned weights do not tell.
+
+        `mask`, bool, of the weights' shape: which stay; `masked`: the others as they were, which
+        come to bear where the optimizer looks at the whole filter; and for a lottery ticket
+        `initial`: all of them, as they were at first.
+        """
+        state: dict[str, dict[str, Tensor]] = {}
+        for name, (layer, key) in zip(self._names, self._weights, strict=True):
+            if f"{key}_mask" in dict(layer.named_buffers(recurse=False)):
+                mask = layer.get_buffer(f"{key}_mask").bool()
+                weight = layer.get_parameter(f"{key}_orig").detach()
+                state[name] = {"mask": mask, "masked": weight[~mask]}
+                if self._original_layers:
+                    first = self._original_layers[id(layer)]["data"]
+                    state[name]["initial"] = getattr(first, key).detach()
+        return {"layers": state, "done": list(self._done)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep them until the network has its weights."""
+        self._restored, self._done = dict(state_dict["layers"]), list(state_dict["done"])
+
+    @staticmethod
+    def _copy_param(new: nn.Module, old: nn.Module, name: str) -> None:
+        """Set weights back to what they were; Lightning's own would go on to train the originals.
+
+        It gives both the same memory, so that a second time there is nothing to go back to.
+        """
+        ModelPruning._copy_param(new, old, name)
+        pruned = f"{name}_orig" in dict(new.named_parameters(recurse=False))
+        weight: Any = new.get_parameter(f"{name}_orig" if pruned else name)
+        weight.data = weight.data.clone()
 
     @property
     def sparsity(self) -> float:

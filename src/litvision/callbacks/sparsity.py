@@ -10,10 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from litvision.callbacks.ema import EMA
 from litvision.callbacks.forget import forget_the_best
-from litvision.errors import UserError
+from litvision.position import refuse_unreached
 from litvision.sparsity import Covered, covered, mask_2_4
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Sparsity24(L.Callback):
         self.exclude = exclude or []
         self.masks: dict[str, Tensor] = {}  # layer: which of its weights stay
         self._covered = Covered()
+        self._hooks: list[RemovableHandle] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Choose the layers, and say which."""
@@ -58,13 +60,8 @@ class Sparsity24(L.Callback):
             return
         network: Any = pl_module.network
         self._covered = covered(network, self.except_first_and_last, self.exclude)
-        epochs = trainer.max_epochs
-        if epochs is not None and epochs != -1 and self.start_epoch >= epochs:
-            raise UserError(
-                f"callbacks.sparsity_2_4.start_epoch={self.start_epoch} is never reached: the run "
-                f"ends after epoch {epochs - 1}, counted from 0. Give a smaller one, or more "
-                "trainer.max_epochs."
-            )
+        key = f"callbacks.sparsity_2_4.start_epoch={self.start_epoch}"
+        refuse_unreached(key, self.start_epoch, trainer)
         dense = "; ".join(f"{name} ({why})" for name, why in self._covered.dense.items())
         log.info(
             f"2:4 sparsity from epoch {self.start_epoch + 1} on, in {len(self._covered.layers)} "
@@ -72,9 +69,10 @@ class Sparsity24(L.Callback):
         )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Bring restored masks to the weights' device."""
+        """Bring restored masks to the weights' device, and listen for the end of a step."""
         for name, mask in self.masks.items():
             self.masks[name] = mask.to(self._covered.layers[name].weight.device)
+        self._hooks = [o.register_step_post_hook(self._mask_again) for o in trainer.optimizers]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Prune when it is time."""
@@ -105,15 +103,22 @@ class Sparsity24(L.Callback):
             if gradient is not None:
                 gradient.mul_(mask)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
-    ) -> None:
-        """Set to zero again what an optimizer moves that does not go entry by entry, as Muon."""
-        if any(getattr(optimizer, "mixes_entries", False) for optimizer in trainer.optimizers):
+    def _mask_again(self, optimizer: Optimizer, *args: Any) -> None:
+        """Set to zero again what an optimizer moves that does not go entry by entry, as Muon.
+
+        Before any callback sees the step's weights, a moving average, say.
+        """
+        if getattr(optimizer, "mixes_entries", False):
             with torch.no_grad():
                 for name, mask in self.masks.items():
                     weight: Any = self._covered.layers[name].weight
                     weight.mul_(mask)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Listen no more."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the share of zeros."""
