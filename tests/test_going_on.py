@@ -169,6 +169,24 @@ def test_pictures_that_have_come_since_are_noticed(compose_train: Compose, tmp_p
         fit(own(f"resume={tmp_path}/run"))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_goes_on_alike_in_another_memory_layout(
+    compose_train: Compose, tmp_path: Path, optimizer: str
+) -> None:
+    options = [*OPTIONS, f"optimizer={optimizer}", "trainer.max_epochs=1", "optimizer.lr=0.01"]
+    options.append("model.network.norm=none")  # before which a bias has a gradient of rounding
+    fit(compose_train(*options, "model.channels_last=false"))
+    ends = []
+    for layout in ("false", "true"):
+        more = [f"model.channels_last={layout}", f"run_dir={tmp_path}/{layout}"]
+        more += ["trainer.max_epochs=2", f"resume={tmp_path}/run"]
+        rest = fit(compose_train(*options, *more))
+        ends.append(torch.cat([p.flatten() for p in rest.classifier.network.parameters()]))
+        (kept,) = rest.trainer.optimizers
+        assert all(value.any() for value in kept.state[next(iter(kept.state))].values())
+    torch.testing.assert_close(*ends, atol=1e-5, rtol=1e-4)
+
+
 def test_the_best_epoch_of_training_is_known_by_its_own_loss(
     compose_train: Compose, tmp_path: Path
 ) -> None:
@@ -247,8 +265,7 @@ def test_weights_that_are_not_finite_overwrite_nothing(
     class Ruined(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
             if trainer.global_step == 6:  # what a GPU notes and has not looked at yet
-                pl_module._bad_step.fill_(1)
-                pl_module._unchecked[1] = (5, 0.1)
+                pl_module._unchecked[1] = (5, 0.1, torch.tensor(torch.nan))
                 trainer.save_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
 
     with pytest.raises(NonFiniteLossError, match="epoch 1, step 5, batch 1 of that epoch"):

@@ -81,7 +81,8 @@ class ImageClassifier(L.LightningModule):
             MeanMetric(nan_strategy="disable") for _ in range(4)
         )
         self.memory_layout = torch.contiguous_format
-        self._unchecked: dict[int, tuple[int, float]] = {}  # batch: its step, its learning rate
+        # By number of the batch: its step, its learning rate, and its loss on the device.
+        self._unchecked: dict[int, tuple[int, float, Tensor]] = {}
         self._resumed: dict[str, Any] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -112,6 +113,8 @@ class ImageClassifier(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Go on within an epoch, where a resumed run stopped."""
+        for optimizer in self.trainer.optimizers:
+            _as_laid_out(optimizer)
         self.on_train_epoch_start()  # which Lightning calls only where an epoch begins
         resumed, self._resumed = self._resumed, None
         if resumed is None:
@@ -131,7 +134,6 @@ class ImageClassifier(L.LightningModule):
         self._loss = torch.zeros((), dtype=dtype, device=self.device)
         self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self._pictures = 0
-        self._bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
         self._unchecked = {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -151,27 +153,29 @@ class ImageClassifier(L.LightningModule):
     def _watch(self, loss: Tensor, batch_idx: int) -> None:
         """Notice a loss that is not finite, without making a GPU wait at every step.
 
-        A CPU knows the loss already. A GPU notes the first bad batch on the device, and it is read
-        every `log_every_n_steps` batches, at an epoch's end, and before a checkpoint is saved.
+        A CPU knows the loss already. A GPU keeps the losses, and they are read together every
+        `log_every_n_steps` batches, at an epoch's end, and before a checkpoint is saved.
         """
         if not self.stop_if_not_finite or (self.device.type == "cpu" and math.isfinite(loss)):
             return
         rate = float(self.trainer.optimizers[0].param_groups[0]["lr"])
-        self._unchecked[batch_idx] = (self.global_step, rate)
-        first = (self._bad_step < 0) & ~torch.isfinite(loss)
-        self._bad_step = torch.where(first, batch_idx, self._bad_step)
+        self._unchecked[batch_idx] = (self.global_step, rate, loss)
         every = getattr(self.trainer, "log_every_n_steps", 0) or 50
         if self.device.type == "cpu" or (batch_idx + 1) % every == 0:
             self._raise_if_not_finite()
 
     def _raise_if_not_finite(self) -> None:
-        bad = int(self._bad_step)
-        if bad >= 0:
-            step, rate = self._unchecked[bad]
-            raise NonFiniteLossError(
-                f"The training loss is not finite at epoch {self.current_epoch}, step {step}, "
-                f"batch {bad} of that epoch, learning rate {rate:g}. {NonFiniteLossError.advice}"
-            )
+        if not self._unchecked:
+            return
+        finite = torch.stack([loss for _, _, loss in self._unchecked.values()]).isfinite().tolist()
+        for batch, fine in zip(self._unchecked, finite, strict=True):
+            if not fine:
+                step, rate, _ = self._unchecked[batch]
+                raise NonFiniteLossError(
+                    f"The training loss is not finite at epoch {self.current_epoch}, step {step}, "
+                    f"batch {batch} of that epoch, learning rate {rate:g}. "
+                    f"{NonFiniteLossError.advice}"
+                )
         self._unchecked.clear()
 
     def configure_gradient_clipping(
@@ -278,8 +282,7 @@ class ImageClassifier(L.LightningModule):
         Raises:
             NonFiniteLossError: the loss was not finite: what is there is not to be overwritten.
         """
-        if hasattr(self, "_bad_step"):
-            self._raise_if_not_finite()
+        self._raise_if_not_finite()
         checkpoint["litvision"] = self.card
         if hasattr(self, "_loss"):
             sums = torch.stack([self._loss, self._correct.to(self._loss.dtype)])
@@ -297,3 +300,15 @@ class ImageClassifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note where the checkpoint stands, for training to go on from there."""
         self._resumed = checkpoint.get("within_epoch")
+
+
+def _as_laid_out(optimizer: Optimizer) -> None:
+    """Bring momenta into the memory layout of their weights.
+
+    A run may be resumed where another layout is fastest. Fused optimizers go through memory as it
+    lies: a processor's would add each momentum to another weight, and a GPU's refuses.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

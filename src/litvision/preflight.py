@@ -73,6 +73,13 @@ def check_before_reading(cfg: DictConfig) -> None:
     check(trial)
     accumulated = trial.trainer.get("accumulate_grad_batches", 1)  # Lightning takes any number
     check_value("trainer.accumulate_grad_batches", accumulated, Annotated[int, Field(ge=1)])
+    mode = trial.model.get("compile", False)
+    if accumulated > 1 and mode in ("reduce-overhead", "max-autotune"):
+        raise UserError(
+            f"model.compile={mode} replays a recorded step, whose gradients do not outlive it, and "
+            f"trainer.accumulate_grad_batches={accumulated} adds up those of several: give "
+            "model.compile=true."
+        )
     try_optimizer(trial)
 
 
@@ -149,9 +156,10 @@ def counts(datamodule: ImageDataModule) -> dict[str, int]:
 
 def _at(config: dict[str, Any], key: str) -> Any:
     """Return the value of a dotted key; None where there is none."""
+    node: Any = config
     for part in key.split("."):
-        config = config.get(part) or {} if isinstance(config, dict) else {}
-    return config
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
 
 
 def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataModule) -> None:

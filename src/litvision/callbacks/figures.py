@@ -175,7 +175,9 @@ class Figures(L.Callback):
         sure, answers = logits.softmax(1).max(1)
         right = answers == labels
         classes = logits.shape[1]
-        pairs = torch.bincount(labels * classes + answers, minlength=classes * classes)
+        # Not `bincount`, for whose range of values a GPU would be waited for.
+        pairs = labels.new_zeros(classes * classes)
+        pairs.scatter_add_(0, labels * classes + answers, torch.ones_like(labels))
         matrix, bins = pairs.view(classes, classes), calibration_bins(sure, right, BINS)
         # Padded, so that there are always `wrong` of them to choose from.
         sure = torch.cat([sure.masked_fill(right, -1.0), sure.new_full((self.wrong,), -1.0)])

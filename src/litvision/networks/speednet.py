@@ -216,7 +216,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         averages = self.running_mean, self.running_var
         follow = 1 - (1 - (self.momentum or 0.0)) ** (1 / count)
-        fewest, more = divmod(len(x), count)
+        fewest, more = len(x) // count, len(x) % count  # a compiler knows no `divmod`
         sizes = [fewest + 1] * more + [fewest] * (count - more)
         # Not `tensor_split`, which returns slices: each slice's gradient is as large as the batch.
         parts = [
