@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from callbacks.test_sparsity import Small
 from conftest import Run, run_command, write_image_folder
-from litvision.evaluate import table
+from litvision.classifier import ImageClassifier
+from litvision.evaluate import sparse_layers, table
 
 TRAIN = (
     "data=image_folder",
@@ -199,6 +201,7 @@ def test_data_of_another_kind_need_the_classes_of_the_checkpoint(
             ["checkpoint=cut.ckpt"],
             "error: cut.ckpt cannot be read as a checkpoint: it is",
         ),
+        (["checkpoint=cut.ckpt", "trust=tiny.*"], "error: trust='tiny.*' does not fit: it takes a"),
         (["checkpoint=foreign.ckpt"], "error: foreign.ckpt is a checkpoint of another program"),
         ([], "error: checkpoint has no value: give checkpoint=…"),
     ],
@@ -214,6 +217,25 @@ def test_what_is_no_checkpoint_gets_one_line(
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith(message)
+
+
+def test_nothing_to_test_is_one_line(trained: Trained, run: Run) -> None:
+    none = "trainer.limit_test_batches=0"
+    done = run("evaluate", f"checkpoint={trained.checkpoint}", *EVALUATE, none)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == "error: trainer.limit_test_batches leaves nothing to test: leave it out."
+
+
+def test_layers_that_a_run_left_dense_stay_so() -> None:
+    classifier = ImageClassifier(Small())
+    classifier.card = {"config": {"callbacks": {"sparsity_2_4": {"exclude": ["conv"]}}}}
+    assert list(sparse_layers(classifier).layers) == ["hidden"]
+    options = {"exclude": None, "except_first_and_last": False}
+    classifier.card = {"config": {"callbacks": {"sparsity_2_4": options}}}
+    assert list(sparse_layers(classifier).layers) == ["conv", "hidden", "fc"]
+    classifier.card = {"config": {}}
+    assert list(sparse_layers(classifier).layers) == ["conv", "hidden"]
 
 
 def test_table_counts_each_class() -> None:

@@ -51,6 +51,17 @@ def test_lists_are_shown_with_their_brackets(
     assert "'data.classes=[ring,disk]' 'x.exclude=[/head]'" in line
 
 
+def test_a_metric_of_ones_own_is_sorted_as_the_run_had_it(
+    logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("d", 0.25), ("e", 0.8731)):
+        write(logs / "own" / name, **{"best_val/f1": value, "mode": "max"})
+    main(["logs/own"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["logs/own/e", "logs/own/d"]
+    assert lines[1].endswith("0.8731")
+
+
 def test_every_run_is_listed_the_best_first(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--csv"])
     found = rows(capsys)

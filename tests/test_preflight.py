@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+import litvision
 from conftest import Compose
 from litvision.assemble import assemble
 from litvision.batches import Images
 from litvision.callbacks.figures import Figures
+from litvision.errors import UserError
 from litvision.networks.normalization import Norm
+from litvision.sources.decode import with_channels
 from tiny import TinyNet
 
 
@@ -103,3 +108,28 @@ def test_grey_pictures_are_trained_on_and_tested(compose_train: Compose, tmp_pat
     metrics = run.trainer.test(run.classifier, run.datamodule, verbose=False)[0]
     assert metrics["test/acc"] == 1.0
     assert (tmp_path / "figures" / "test_confusion.png").exists()
+    classify = litvision.load(tmp_path / "run", trust=["tiny.*"], device="cpu")
+    pictures = [Image.new("RGB", (20, 30), (v, v, v)) for v in (50, 170)]
+    assert [answer.name for answer in classify(pictures)] == ["dark", "bright"]
+    assert [a.name for a in classify([p.convert("L") for p in pictures])] == ["dark", "bright"]
+
+
+def test_colours_are_as_bright_as_pillow_says() -> None:
+    pixels = torch.randint(256, (2, 9, 11, 3), dtype=torch.uint8)
+    expected = [np.asarray(Image.fromarray(p.numpy()).convert("L")) for p in pixels]
+    assert torch.equal(with_channels(pixels, 1)[..., 0], torch.from_numpy(np.stack(expected)))
+    assert with_channels(pixels, 3) is pixels
+    with pytest.raises(UserError, match="takes pictures of 4 channels, and files have 3 or 1"):
+        with_channels(pixels, 4)
+
+
+def test_a_network_with_shapes_from_its_first_picture_is_built_again(
+    compose_train: Compose, tmp_path: Path
+) -> None:
+    run = assemble(compose_train(*OPTIONS, "model.network._target_=test_preflight.Lazy"))
+    run.trainer.fit(run.classifier, run.datamodule)
+    classify = litvision.load(tmp_path / "run", trust="test_preflight.*", device="cpu")
+    saved = torch.load(str(run.checkpoint), weights_only=True)["state_dict"]
+    found = classify.network.state_dict(prefix="network.")
+    assert all(torch.equal(value, saved[name]) for name, value in found.items())
+    assert found["network.fc.weight"].shape == (10, 4 * 8 * 8)

@@ -100,6 +100,10 @@ def test_a_schedule_follows_the_scaled_rate(compose_train: Compose) -> None:
     [
         (["auto_scaled.lr=0"], r"auto_scaled\.lr=0 does not fit: it takes a number above 0\."),
         (["data.batch_size=big"], r"data\.batch_size='big' does not fit: it takes an integer"),
+        (
+            ["callbacks=batch_size_finder", "callbacks.batch_size_finder.apply=true"],
+            r"changes the batch that optimizer\.lr=auto_scaled follows: give optimizer\.lr",
+        ),
         (["optimizer.lr=auto_scale"], r"optimizer\.lr='auto_scale' does not fit"),
         (
             ["optimizer=muon", "optimizer.lr=auto_scaled", "data.batch_size=256"],

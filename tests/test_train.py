@@ -136,6 +136,29 @@ def test_debug_overfit_learns_its_pictures_by_heart(compose_train: Compose) -> N
     assert made.trainer.callback_metrics["train/acc"] == 1.0
 
 
+def test_overfitting_takes_away_what_a_recipe_varies(compose_train: Compose) -> None:
+    cfg = compose_train("experiment=speedrun", "debug=overfit", "data.crop=24")
+    assert (cfg.data.brightness, cfg.data.contrast, cfg.model.label_smoothing) == (0, 0, 0)
+    assert (cfg.data.padding, cfg.data.flip, cfg.data.mix) == (0, False, None)
+
+
+def test_a_folder_that_holds_a_run_is_not_trained_in_again(tmp_path: Path, run: Run) -> None:
+    options = [*TINY, "hydra.run.dir=run", "test=false", "trainer.max_epochs=1"]
+    assert run("train", *options).returncode == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "run").glob("**/*.*") if p.is_file()}
+    done = run("train", *options, "seed=1")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        f"error: {tmp_path}/run holds a run already: give resume={tmp_path}/run to go on with it, "
+        "or another folder, hydra.run.dir=<folder>."
+    )
+    kept = {path: path.read_bytes() for path in before}
+    changed = {path.name for path in before if kept[path] != before[path]}
+    assert changed <= {"train.log", "hydra.yaml", "config.yaml", "overrides.yaml"}
+    assert kept[tmp_path / "run" / "config.yaml"] == before[tmp_path / "run" / "config.yaml"]
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_one_line_and_keeps_the_checkpoint(
     tmp_path: Path, run: Run
 ) -> None:

@@ -175,7 +175,8 @@ def rebuild(
     Raises:
         UserError: the config names a target that is not trusted, or the weights do not fit.
     """
-    card, trust = content["litvision"], tuple(trust)
+    card = content["litvision"]
+    trust = (trust,) if isinstance(trust, str) else tuple(trust)
     model = OmegaConf.create(trusted_model(card["config"]["model"], trust, path))
     weights, whitelist = content["state_dict"], (*TRUSTED, *trust)
     shape = [1, len(card["mean"]), *card["image_size"]]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from litvision.classifier import ImageClassifier
     from litvision.datamodule import ImageDataModule
+    from litvision.sparsity import Covered
 
 
 @command("evaluate")
@@ -30,6 +31,7 @@ def main(cfg: DictConfig) -> float:
     from litvision.validation import check, check_value
 
     preflight.settle_logging()
+    check_value("trust", cfg.trust, list[str])
     path = checkpoints.find(cfg.checkpoint)
     content = checkpoints.read(path)
     card = content["litvision"]
@@ -50,6 +52,7 @@ def main(cfg: DictConfig) -> float:
     if cfg.split not in ("train", "val", "test"):
         raise UserError(f"split={cfg.split!r} does not fit: it takes one of train, val, test.")
     classifier = checkpoints.rebuild(content, path, cfg.trust)
+    covered = sparse_layers(classifier) if cfg.sparse else None
     tta.average(classifier, cfg.tta)
     datamodule = assemble.build_datamodule(cfg.data, trust)
     datamodule.test_split = cfg.split
@@ -64,14 +67,16 @@ def main(cfg: DictConfig) -> float:
             enable_checkpointing=False,
             enable_model_summary=False,
         )
-    metrics = dict(trainer.test(classifier, datamodule, verbose=False)[0])
-    assert figures.tally is not None
+    found = trainer.test(classifier, datamodule, verbose=False)
+    if not found or figures.tally is None:
+        raise UserError("trainer.limit_test_batches leaves nothing to test: leave it out.")
+    metrics = dict(found[0])
     matrix = figures.tally.matrix.cpu()
     result = {"checkpoint": str(path), "split": cfg.split, "tta": cfg.tta, **metrics}
     result |= {f"acc/{name}": _share(matrix, label) for label, name in enumerate(card["classes"])}
     text = table(card["classes"], metrics, matrix)
-    if cfg.sparse:
-        text += "\n\n" + test_sparse(trainer, classifier, datamodule, result)
+    if covered:
+        text += "\n\n" + test_sparse(trainer, classifier, datamodule, covered, result)
     if trainer.is_global_zero:
         file = Path(cfg.run_dir, "evaluation.json")
         records.write_text(file, json.dumps(result, indent=2) + "\n")
@@ -79,19 +84,40 @@ def main(cfg: DictConfig) -> float:
     return metrics["test/acc"]
 
 
+def sparse_layers(classifier: ImageClassifier) -> Covered:
+    """Return the layers to prune: those that the run pruned, or would have by default."""
+    from litvision import records
+    from litvision.sparsity import covered
+    from litvision.validation import check_value
+
+    key = "callbacks.sparsity_2_4"
+    trained = records.at(classifier.card["config"], key)
+    if not isinstance(trained, dict):
+        return covered(classifier.network)
+    but, exclude = trained.get("except_first_and_last", True), trained.get("exclude") or []
+    check_value(f"{key}.except_first_and_last", but, bool)
+    check_value(f"{key}.exclude", exclude, list[str])
+    return covered(classifier.network, but, exclude)
+
+
 def test_sparse(
-    trainer: L.Trainer, classifier: ImageClassifier, datamodule: ImageDataModule, result: Any
+    trainer: L.Trainer,
+    classifier: ImageClassifier,
+    datamodule: ImageDataModule,
+    covered: Covered,
+    result: Any,
 ) -> str:
-    """Prune the classifier 2:4, test it again, add to `result`, and return lines of text."""
+    """Prune these layers 2:4, test again, add to `result`, and return lines of text."""
     import torch
 
     from litvision import sparsity
 
     network = classifier.network
-    changed, layers = sparsity.prune(network), sparsity.covered(network).layers
+    layers = covered.layers
+    changed = sparsity.prune(network, covered)
     dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float16
     network.to(trainer.strategy.root_device)
-    reasons = sparsity.accelerate(network, dtype)
+    reasons = sparsity.accelerate(network, dtype, covered)
     metrics = dict(trainer.test(classifier, datamodule, verbose=False)[0])
     result |= {f"sparse/{name.removeprefix('test/')}": value for name, value in metrics.items()}
     result["sparse/zeroed"] = changed

@@ -110,7 +110,7 @@ def deployable(classifier: ImageClassifier) -> nn.Module:
 
 
 def real_pictures(cfg: Any, content: dict[str, Any], path: Path) -> Tensor:
-    """Return up to 64 pictures to verify with: uint8 `[n, 3, H, W]`.
+    """Return up to 64 pictures to verify with: uint8 `[n, C, H, W]`.
 
     Raises:
         UserError: there are none; which option names others.
@@ -120,7 +120,7 @@ def real_pictures(cfg: Any, content: dict[str, Any], path: Path) -> Tensor:
     from litvision import assemble
     from litvision.evaluate import data_config
     from litvision.predict import find
-    from litvision.sources.decode import DecodedBatches
+    from litvision.sources.decode import DecodedBatches, with_channels
     from litvision.trust import TRUSTED, trusted_data
     from litvision.validation import check
 
@@ -133,7 +133,8 @@ def real_pictures(cfg: Any, content: dict[str, Any], path: Path) -> Tensor:
         if errors:
             file, reason = next(iter(errors.items()))
             raise UserError(f"cannot read {file} ({reason}): give pictures=<other ones>.")
-        return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
+        pixels = with_channels(torch.from_numpy(array), len(card["mean"]))
+        return pixels.permute(0, 3, 1, 2).contiguous()
     card["config"]["data"] = trusted_data(card["config"]["data"], cfg.trust, path)
     try:
         node = data_config(DictConfig({}), card, "test")
@@ -168,9 +169,10 @@ def compare(module: nn.Module, run: Callable[[Tensor], Tensor], pixels: Tensor) 
 def metadata(card: dict[str, Any]) -> dict[str, str]:
     """Return what a user of the exported file has to know: strings only, as ONNX takes them."""
     height, width = card["image_size"]
+    colours = {1: "grey", 3: "RGB"}.get(len(card["mean"]), f"{len(card['mean'])} channels")
     return {
         "classes": json.dumps(card["classes"]),
-        "input": f"uint8 [batch, channels, {height}, {width}], RGB, not normalised",
+        "input": f"uint8 [batch, channels, {height}, {width}], {colours}, not normalised",
         "output": "probabilities, float32 [batch, classes]",
         "image_size": json.dumps([height, width]),
         "litvision_version": str(card["version"]),

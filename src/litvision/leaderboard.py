@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: --sort {given.sort}: there is no such column. All: {', '.join(columns)}")
     rows = ordered(rows, given.sort)
     if given.csv:
-        writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+        writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     else:
@@ -66,12 +66,19 @@ def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
         if "state" not in result:
             continue  # some other program's file
         row = {"run": str(run), "state": result["state"], "options": options(run, result)}
-        best = [key for key in result if key.startswith("best_") and key != "best_epoch"]
-        for key in best:
-            row[f"best {key.removeprefix('best_')}"] = result[key]
+        for name in monitored(result):
+            row[f"best {name}"] = result[f"best_{name}"]
+        if result.get("mode") == "max":
+            row["mode"] = "max"
         row |= {key: result[key] for key in METRICS if result.get(key) is not None}
         rows.append(row)
     return rows
+
+
+def monitored(result: dict[str, Any]) -> list[str]:
+    """Return the metrics of which a run's `result.json` has the best value: one, or none."""
+    names = [key.removeprefix("best_") for key in result if key.startswith("best_")]
+    return [name for name in names if name != "epoch"]
 
 
 def options(run: Path, result: dict[str, Any]) -> str:
@@ -85,11 +92,12 @@ def options(run: Path, result: dict[str, Any]) -> str:
 def ordered(rows: list[dict[str, Any]], key: str | None = None) -> list[dict[str, Any]]:
     """Sort by a column, or by the best monitored metric; rows without it come last.
 
-    An accuracy falls and anything else rises from row to row.
+    An accuracy, a rate, and what a run maximises falls and anything else rises from row to row.
     """
     key = key or next((name for row in rows for name in row if name.startswith("best ")), "run")
     have = [row for row in rows if row.get(key) is not None]
-    have.sort(key=itemgetter(key), reverse="acc" in key or key == "images_per_second")
+    most = key.startswith("best ") and any(row.get("mode") == "max" for row in have)
+    have.sort(key=itemgetter(key), reverse=most or "acc" in key or key == "images_per_second")
     return have + [row for row in rows if row.get(key) is None]
 
 
@@ -116,7 +124,9 @@ def shown(column: str, value: Any) -> str:
         return value
     if "acc" in column:
         return f"{value:.2%}"
-    return f"{value:.4f}" if "loss" in column else f"{value:.0f}"
+    if "loss" in column:
+        return f"{value:.4f}"
+    return f"{value:.0f}" if column in METRICS else f"{value:.4g}"
 
 
 if __name__ == "__main__":

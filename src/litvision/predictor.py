@@ -16,7 +16,7 @@ from litvision import checkpoints, hardware
 from litvision.classifier import ImageClassifier
 from litvision.commandline import first_line
 from litvision.errors import UserError
-from litvision.sources.decode import decode, fit
+from litvision.sources.decode import decode, fit, with_channels
 from litvision.transforms import normalize
 from litvision.tta import Tta, average
 
@@ -137,11 +137,15 @@ class Predictor:
         """Return the probability of each class.
 
         Args:
-            pixels: uint8 `[B, height, width, 3]`.
+            pixels: uint8 `[B, height, width, 3]`, on the CPU.
 
         Returns:
             float32 `[B, classes]` on the CPU.
+
+        Raises:
+            UserError: the network takes neither colours nor grey.
         """
+        pixels = with_channels(pixels, len(self._mean))
         images = normalize(pixels.to(self.device), self._mean, self._std)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.network(images.contiguous(memory_format=self._layout))

@@ -26,7 +26,7 @@ from litvision.commandline import first_line
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
 from litvision.optimizers import several_rates
-from litvision.records import flat
+from litvision.records import at, flat
 from litvision.validation import check, check_keys, check_value
 
 # The config of a clone is its owner's own code and may name any target. A config that came inside
@@ -73,6 +73,12 @@ def check_before_reading(cfg: DictConfig) -> None:
     check(trial)
     accumulated = trial.trainer.get("accumulate_grad_batches", 1)  # Lightning takes any number
     check_value("trainer.accumulate_grad_batches", accumulated, Annotated[int, Field(ge=1)])
+    nothing = [k for k in ("max_epochs", "max_steps", "limit_train_batches") if _is_0(trial, k)]
+    if nothing:
+        raise UserError(
+            f"trainer.{nothing[0]}=0 trains nothing: give more, or test what is trained already "
+            "with make evaluate."
+        )
     mode = trial.model.get("compile", False)
     if accumulated > 1 and mode in ("reduce-overhead", "max-autotune"):
         raise UserError(
@@ -81,6 +87,10 @@ def check_before_reading(cfg: DictConfig) -> None:
             "model.compile=true."
         )
     try_optimizer(trial)
+
+
+def _is_0(cfg: DictConfig, key: str) -> bool:
+    return cfg.trainer.get(key) == 0 and not isinstance(cfg.trainer.get(key), bool)
 
 
 def trial_optimizer(cfg: DictConfig) -> Optimizer:
@@ -154,14 +164,6 @@ def counts(datamodule: ImageDataModule) -> dict[str, int]:
     return {name: len(datamodule.subsets[name]) for name in ("train", "val")}
 
 
-def _at(config: dict[str, Any], key: str) -> Any:
-    """Return the value of a dotted key; None where there is none."""
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node
-
-
 def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataModule) -> None:
     """Refuse to resume with options that the checkpoint's state would silently override or break.
 
@@ -192,7 +194,7 @@ def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataM
     parts = ["model", "data", "optimizer", "scheduler", "monitor", "mode"]
     parts += [f"callbacks.sparsity_2_4.{key}" for key in ("exclude", "except_first_and_last")]
     for part in parts if "sparsity_2_4" in old else parts[:-2]:
-        was, says = flat(_at(before, part), part), flat(_at(now, part), part)
+        was, says = flat(at(before, part), part), flat(at(now, part), part)
         for key in sorted(was.keys() | says.keys()):
             if was.get(key) != says.get(key) and key.rpartition(".")[2] not in free:
                 raise UserError(
@@ -220,6 +222,9 @@ def check_monitor(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModu
     if not cfg.monitor.startswith("val/"):
         return
     why = "trainer.limit_val_batches=0" if not trainer.limit_val_batches else None
+    every, last = trainer.check_val_every_n_epoch, trainer.max_epochs
+    if every is not None and last is not None and 0 <= last < every:
+        why = f"trainer.check_val_every_n_epoch={every} with trainer.max_epochs={last}"
     if not len(datamodule.subsets["val"]):
         why = f"data.val_fraction={datamodule.val_fraction:g}"
     if why:

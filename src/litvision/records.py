@@ -130,6 +130,14 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, child in node.items() for k, v in flat(child, f"{dot}{key}").items()}
 
 
+def at(config: dict[str, Any], key: str) -> Any:
+    """Return the value of a dotted key in nested dicts; None where there is none."""
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Return a JSON file's object; empty where there is no file, or no whole one."""
     try:

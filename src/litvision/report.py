@@ -127,9 +127,8 @@ def facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what is read first: name, value."""
     pairs = [("state", result["state"]), ("why", result.get("error"))]
     pairs += [("test accuracy", shown("test/acc", result.get("test/acc")))]
-    for key in [key for key in result if key.startswith("best_") and key != "best_epoch"]:
-        name = key.removeprefix("best_")
-        pairs.append((f"best {name}", shown(f"best {name}", result[key])))
+    for name in leaderboard.monitored(result):
+        pairs.append((f"best {name}", shown(f"best {name}", result[f"best_{name}"])))
     if result.get("best_epoch"):
         pairs.append(("best epoch", f"{result['best_epoch']} of {result.get('epochs')}"))
     pairs += [("stopped early", result.get("stopped"))]

@@ -35,6 +35,13 @@ def scale_learning_rate(cfg: DictConfig) -> str | None:
     check_value("auto_scaled.batch_size", base.batch_size, Annotated[int, Field(ge=1)])
     check_value("auto_scaled.warmup_epochs", base.warmup_epochs, Annotated[float, Field(ge=0)])
     check_value("data.batch_size", cfg.data.batch_size, Annotated[int, Field(ge=1)])
+    finder = (cfg.callbacks or {}).get("batch_size_finder") or {}
+    if finder.get("apply"):
+        raise UserError(
+            "callbacks.batch_size_finder.apply=true changes the batch that optimizer.lr="
+            f"{WORD} follows: give optimizer.lr a number, or apply=false and the size found as "
+            "data.batch_size."
+        )
     accumulated = cfg.trainer.get("accumulate_grad_batches", 1)
     check_value("trainer.accumulate_grad_batches", accumulated, Annotated[int, Field(ge=1)])
     batch = cfg.data.batch_size * accumulated

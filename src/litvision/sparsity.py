@@ -97,7 +97,9 @@ def prune(network: nn.Module, layers: Covered | None = None) -> int:
     return changed
 
 
-def accelerate(network: nn.Module, dtype: torch.dtype) -> dict[str, str]:
+def accelerate(
+    network: nn.Module, dtype: torch.dtype, layers: Covered | None = None
+) -> dict[str, str]:
     """Store pruned linear layers for sparse tensor cores; return why others stay as they are.
 
     Layer by layer, as far as `torch.sparse.to_sparse_semi_structured` goes: linear layers, on
@@ -106,12 +108,13 @@ def accelerate(network: nn.Module, dtype: torch.dtype) -> dict[str, str]:
     Args:
         network: pruned, in place.
         dtype: of the products, float16 or bfloat16.
+        layers: which; None: as `covered` says.
 
     Returns:
         layer name -> "" if it is sparse now, else the reason.
     """
     reasons: dict[str, str] = {}
-    for name, layer in covered(network).layers.items():
+    for name, layer in (layers or covered(network)).layers.items():
         if not isinstance(layer, nn.Linear):
             reasons[name] = "torch multiplies no sparse convolutions"
             continue

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from litvision import records, sweeps
 from litvision.commandline import command
+from litvision.errors import UserError
 
 
 @command("train")
@@ -23,6 +24,7 @@ def train(cfg: DictConfig) -> float | None:
     from litvision.assemble import assemble  # torch comes in here, so that help need not wait
 
     with records.alone(Path(cfg.run_dir)):
+        refuse_to_overwrite(cfg)
         run = assemble(cfg)
         trainer, parts = run.trainer, (run.classifier, run.datamodule)
         trainer.fit(*parts, ckpt_path=run.resume_from, weights_only=True)
@@ -32,6 +34,17 @@ def train(cfg: DictConfig) -> float | None:
         if trainer.is_global_zero:
             print(run.summary(), flush=True)
     return score
+
+
+def refuse_to_overwrite(cfg: DictConfig) -> None:
+    """Refuse to begin a run where another has saved: its best weights would be replaced."""
+    folder = Path(cfg.run_dir)
+    saved = next((folder / "checkpoints").glob("*.ckpt"), None)
+    if cfg.resume is None and saved is not None and not records.is_further_process():
+        raise UserError(
+            f"{folder} holds a run already: give resume={folder} to go on with it, or another "
+            "folder, hydra.run.dir=<folder>."
+        )
 
 
 if __name__ == "__main__":

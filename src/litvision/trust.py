@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from litvision import hardware
 from litvision.errors import UserError
@@ -171,6 +172,9 @@ def memory_of(weights: dict[str, Tensor]) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
 
+_LAZY = (UninitializedParameter, UninitializedBuffer)
+
+
 def refuse_other_shapes(
     model: Any, trusted: Iterable[str], weights: dict[str, Tensor], classes: int, shape: list[int]
 ) -> None:
@@ -196,13 +200,15 @@ def refuse_other_shapes(
     except (RuntimeError, AttributeError):
         return  # a network that looks at values while it is built
     for name, tensor in state.items():
+        if isinstance(tensor, _LAZY):
+            continue  # it takes its shape from the file's, which is there already
         there = getattr(weights.get(name), "shape", None)
         if there != tensor.shape:
             raise ValueError(
                 f"its config has {name} with shape {list(tensor.shape)}, its weights have "
                 f"{'none' if there is None else list(there)}"
             )
-    own = {id(tensor): tensor for tensor in classifier.parameters()}
+    own = {id(tensor): tensor for tensor in classifier.parameters() if type(tensor) not in _LAZY}
     if sum(tensor.nbytes for tensor in own.values()) > memory_of(weights):
         raise ValueError("its weights have the shapes of its config, but not as many values")
     try:

@@ -126,6 +126,23 @@ def test_with_time_to_spare_each_best_epoch_is_drawn(tmp_path: Path) -> None:
     assert [step for tag, step in drawn if tag == "val/confusion"] == [2, 4, 6]
 
 
+def test_the_best_epoch_of_training_is_the_one_that_is_drawn(tmp_path: Path) -> None:
+    drawn = []
+
+    class Noted(Figures):
+        def _draw(self, trainer: Any, module: Any, tally: Any, split: str, step: int) -> None:
+            drawn.append((split, step))
+
+    class Worse(Scripted):
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.log("train/loss", float(self.current_epoch))
+
+    callback = Noted(str(tmp_path), monitor="train/loss", share=0.0)
+    made = trainer(tmp_path, callback, max_epochs=3)
+    made.fit(Worse(), batches(), batches())
+    assert drawn == [("val", 2)]
+
+
 def test_a_resumed_run_compares_with_the_epochs_before(tmp_path: Path) -> None:
     callback = Figures(str(tmp_path))
     callback.best = 0.25

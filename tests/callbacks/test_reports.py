@@ -137,23 +137,24 @@ def test_result_holds_final_metrics_and_how_the_run_ended(tmp_path: Path) -> Non
         dirpath=tmp_path / "checkpoints", filename="best", monitor="val/loss",
         save_on_train_epoch_end=True,
     )  # fmt: skip
-    result = Result(overrides=["a=1"])
+    result = Result(overrides=["a=1"], test=True)
     trainer = fit(
         tmp_path, LearningRate(), Throughput(), result, best, enable_progress_bar=False
     )  # fmt: skip
     content = json.loads((tmp_path / "result.json").read_text())
-    assert content["state"] == "done"
+    assert content["state"] == "running"  # its test is to come
     assert content["overrides"] == ["a=1"]
     assert content["epochs"] == 2
     assert content["best_epoch"] == best.best_epoch + 1
     assert content["best_val/loss"] == pytest.approx(float(best.best_model_score))
+    assert content["mode"] == "min"
     assert content["seconds"] > 0
     assert content["lr"] == 0.0125
     for name in ("train/loss", "train/acc", "val/loss", "val/acc", "lr"):
         assert content[name] == pytest.approx(float(trainer.callback_metrics[name]))
     trainer.test(trainer.lightning_module, data((3,)), verbose=False)
     tested = json.loads((tmp_path / "result.json").read_text())
-    assert tested == content | {
+    assert tested == content | {"state": "done"} | {
         name: pytest.approx(float(trainer.callback_metrics[name]))
         for name in ("test/loss", "test/acc")
     }

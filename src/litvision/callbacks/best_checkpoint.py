@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -21,8 +21,19 @@ class BestCheckpoint(Validated, ModelCheckpoint):
     rise" is the rule that the plateau schedule counts by.
 
     Args:
-        monitor, mode, and all others: as `ModelCheckpoint` takes them.
+        filename: "best", which is what every other command looks for.
+        save_top_k: 1: under one name there is one best.
+        options: as `ModelCheckpoint` takes them.
     """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: Literal["best"] = "best",
+        save_top_k: Literal[1] = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__(dirpath, filename, save_top_k=save_top_k, **options)
 
     @classmethod
     def of(cls, trainer: L.Trainer) -> BestCheckpoint | None:
@@ -32,9 +43,9 @@ class BestCheckpoint(Validated, ModelCheckpoint):
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
         """Say whether `current` is among the best, ties counted as better."""
-        if current is None or self.save_top_k == 0 or not torch.isfinite(current):
+        if current is None or not torch.isfinite(current):
             return False
-        if self.save_top_k == -1 or len(self.best_k_models) < self.save_top_k:
+        if not self.best_k_models:
             return True
         worst = self.best_k_models[self.kth_best_model_path]
         as_good = torch.le(current, worst) if self.mode == "min" else torch.ge(current, worst)

@@ -148,8 +148,18 @@ class Figures(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the counts of the best epoch, and draw them if it is time."""
+        if not trainer.sanity_checking and not self.monitor.startswith("train/"):
+            self._keep_the_best(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Do so where the metric is one of training, which is known only now."""
+        if self.monitor.startswith("train/"):
+            self._keep_the_best(trainer, pl_module)
+            self.tally = None  # an epoch that is not validated has none
+
+    def _keep_the_best(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         value = trainer.callback_metrics.get(self.monitor)
-        if trainer.sanity_checking or trainer.state.fn != "fit" or self.tally is None:
+        if trainer.state.fn != "fit" or self.tally is None:
             return
         score = math.inf if value is None else float(value) * (1 if self.mode == "min" else -1)
         if self.best is not None and not score <= self.best:

@@ -20,18 +20,24 @@ class Result(L.Callback):
     """Keep `result.json` up to date: one flat object, rewritten whole at each change.
 
     It holds every final metric by its name (those of validation are the last epoch's),
-    `best_<monitor>`, `best_epoch` (counted from 1, as printed), `epochs`, `seconds` (training and
-    validation), `images_per_second` (the median epoch's), `stopped` (why, if early), `state`
-    ("running", "done", "failed", "pruned" or "interrupted") with `error`, and `overrides`.
+    `best_<monitor>` and its `mode` ("min" or "max"), `best_epoch` (counted from 1, as printed),
+    `epochs`, `seconds` (training and validation), `images_per_second` (the median epoch's),
+    `stopped` (why, if early), `state` ("running", "done", "failed", "pruned" or "interrupted") with
+    `error`, and `overrides`.
 
     Args:
         overrides: what the command line changed, as Hydra lists it.
         try_next: commands to suggest at the end; `{run}` and `{checkpoint}` are filled in.
+        test: the run ends with a test, and is "done" after it.
     """
 
     def __init__(
-        self, overrides: list[str] | None = None, try_next: list[str] | None = None
+        self,
+        overrides: list[str] | None = None,
+        try_next: list[str] | None = None,
+        test: bool = False,
     ) -> None:
+        self.test = test
         self.overrides = overrides or []
         self.try_next = try_next or []
         self.content: dict[str, Any] = {}
@@ -81,6 +87,7 @@ class Result(L.Callback):
         if best is not None and best.best_epoch is not None and best.best_model_score is not None:
             self.content["best_epoch"] = best.best_epoch + 1
             self.content[f"best_{best.monitor}"] = float(best.best_model_score)
+            self.content["mode"] = best.mode
         for stopping in (c for c in callbacks if isinstance(c, EarlyStopping)):
             if stopping.stopped_epoch:
                 reason = f"{stopping.monitor} did not improve for {stopping.patience} epochs"
@@ -89,12 +96,14 @@ class Result(L.Callback):
             left = timer.time_remaining()
             if left is not None and left <= 0:
                 self.content["stopped"] = "trainer.max_time was over"
-        self.content["state"] = "done"
+        if not self.test:
+            self.content["state"] = "done"
         self._write(trainer)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the test metrics."""
         self._take(trainer, prefix="test/")
+        self.content["state"] = "done"
         self._write(trainer)
 
     def on_exception(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from litvision.errors import UserError
@@ -77,6 +78,31 @@ def fit(image: Image.Image, image_size: int | tuple[int, int]) -> np.ndarray:
     image = _to_rgb(ImageOps.exif_transpose(image))
     size = (width, height)
     return np.asarray(image if image.size == size else ImageOps.fit(image, size))
+
+
+def with_channels(pixels: Tensor, channels: int) -> Tensor:
+    """Return colour pixels as a network takes them.
+
+    Args:
+        pixels: uint8 `[..., 3]`, RGB.
+        channels: 3 for the same; 1 for grey, by Pillow's weights (ITU-R BT.601), which leave grey
+            pixels as they are.
+
+    Returns:
+        uint8 `[..., channels]`.
+
+    Raises:
+        UserError: another number of channels, which a picture file does not have.
+    """
+    if channels == 3:
+        return pixels
+    if channels != 1:
+        raise UserError(
+            f"the classifier takes pictures of {channels} channels, and files have 3 or 1: call "
+            "its network with tensors of your own, from litvision.load(…).network."
+        )
+    grey = (pixels.int() * torch.tensor([19595, 38470, 7471])).sum(-1, keepdim=True)
+    return ((grey + 32768) >> 16).to(torch.uint8)
 
 
 def _height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:

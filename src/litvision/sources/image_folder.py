@@ -231,7 +231,7 @@ class _Split:
         label = {name: index for index, name in enumerate(classes)}
         return Images(
             pixels=_map(self.cache)[: len(kept)],
-            labels=torch.tensor([label[name] for name in kept]),
+            labels=torch.tensor([label[name] for name in kept], dtype=torch.int64),
             classes=tuple(classes),
         )
 
