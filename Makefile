@@ -84,10 +84,10 @@ bench: .venv/.installed ## Measure speed and memory, a table each (ARGS='step lo
 
 # Two processes of one thread each take three fifths of the time of one with two.
 test: .venv/.installed ## Run the fast tests
-	OMP_NUM_THREADS=1 .venv/bin/pytest -n logical --maxprocesses 8 --dist loadfile $(value ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 .venv/bin/pytest -n logical --maxprocesses 8 --dist loadfile $(value ARGS)
 
 test-slow: .venv/.installed ## Run the tests that train for longer
-	.venv/bin/pytest -m slow $(value ARGS)
+	PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -m slow $(value ARGS)
 
 test-browser: .venv/.installed ## Look at TensorBoard and at a report with chromium
 	.venv/bin/pytest -m browser $(value ARGS)

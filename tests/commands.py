@@ -12,7 +12,10 @@ from pathlib import Path
 # Forked from a process that has imported what takes seconds, and nothing of the package itself.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
-    ["hydra.main", "lightning", "matplotlib.figure", "pydantic", "tensorboard", "torchvision"]
+    [
+        *("PIL.Image", "filelock", "hydra.main", "lightning", "matplotlib.backends.backend_agg"),
+        *("pydantic.type_adapter", "torch.utils.tensorboard", "torchvision"),
+    ]
 )
 
 

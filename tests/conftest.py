@@ -12,18 +12,21 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torchvision.datasets
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from PIL import Image
 
 from commands import run_command
-from litvision.commandline import CONF
-from litvision.sources.cifar import CIFAR10
+
+# What takes long to import is imported where it is used: the process that hands tests out to
+# others reads this file too, and they wait for it.
+if TYPE_CHECKING:
+    import torchvision.datasets
+    from omegaconf import DictConfig
+
+    from litvision.sources.cifar import CIFAR10
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class CifarArchive:
 def write_cifar(dataset: type[torchvision.datasets.CIFAR10], folder: Path) -> CifarArchive:
     """Write 40 training and 20 test pictures as `dataset`'s official archive is laid out."""
     rng = np.random.default_rng(0)
-    ten = dataset is torchvision.datasets.CIFAR10
+    ten = dataset.__name__ == "CIFAR10"
     count = 10 if ten else 100
     pixels: dict[str, list[np.ndarray]] = {"train": [], "test": []}
     labels: dict[str, list[int]] = {"train": [], "test": []}
@@ -90,11 +93,15 @@ def write_cifar(dataset: type[torchvision.datasets.CIFAR10], folder: Path) -> Ci
 
 @pytest.fixture(scope="session")
 def cifar10_archive(tmp_path_factory: pytest.TempPathFactory) -> CifarArchive:
+    import torchvision.datasets
+
     return write_cifar(torchvision.datasets.CIFAR10, tmp_path_factory.mktemp("cifar10"))
 
 
 @pytest.fixture(scope="session")
 def cifar100_archive(tmp_path_factory: pytest.TempPathFactory) -> CifarArchive:
+    import torchvision.datasets
+
     return write_cifar(torchvision.datasets.CIFAR100, tmp_path_factory.mktemp("cifar100"))
 
 
@@ -167,6 +174,8 @@ def cifar10_source(
     monkeypatch: pytest.MonkeyPatch,
 ) -> CIFAR10:
     """The source of the tiny archive, which lies on the server, not yet downloaded."""
+    from litvision.sources.cifar import CIFAR10
+
     monkeypatch.setattr(CIFAR10, "dataset", cifar10_archive.dataset)
     name = cifar10_archive.path.name
     (file_server.folder / name).write_bytes(cifar10_archive.path.read_bytes())
@@ -206,12 +215,16 @@ def image_folder(tmp_path: Path) -> Path:
     return write_image_folder(tmp_path / "pictures")
 
 
-Compose = Callable[..., DictConfig]
+Compose = Callable[..., "DictConfig"]
 
 
 @pytest.fixture
 def compose_train(tmp_path: Path) -> Compose:
     """Compose conf/train.yaml for the built-in pictures and a tiny network, run in `tmp_path`."""
+
+    from hydra import compose, initialize_config_dir
+
+    from litvision.commandline import CONF
 
     def composed(*overrides: str) -> DictConfig:
         fixed = [

@@ -80,19 +80,22 @@ RUN = [
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 FOLDER = "logs/default/2026-01-31_12-00-00"  # what the docs call the run that came before
 SHORT = [
-    "callbacks.figures=null",
+    *("callbacks.figures=null", "callbacks.graph=null", "callbacks.model_summary=null"),
     "trainer.accelerator=cpu",
     "trainer.limit_train_batches=1",
     "trainer.limit_val_batches=1",
     "trainer.limit_test_batches=1",
     "trainer.max_epochs=2",
 ]
+TINY = "model.network._target_=tiny.TinyNet"
 # What else makes a command short: where it says the first, or says nothing of it, the rest follows.
 SHORTER = {
     "experiment=batch_size": ["data.batch_size=8,16"],
     "experiment=normalization": ["data.batch_size=8"],
-    "callbacks=lr_finder": ["callbacks.lr_finder.num_training_steps=15"],
-    "callbacks=batch_size_finder": ["callbacks.batch_size_finder.max_val=16"],
+    "callbacks=lr_finder": ["callbacks.lr_finder.num_training_steps=15", TINY],
+    "callbacks=batch_size_finder": ["callbacks.batch_size_finder.max_val=16", TINY],
+    "callbacks=histograms": [TINY],
+    "optimizer.lr=auto_scaled": [TINY],
     "callbacks.finetuning.unfreeze_at_epoch=5": ["callbacks.finetuning.unfreeze_at_epoch=1"],
     "callbacks=sparsity_2_4": ["callbacks.sparsity_2_4.start_epoch=1"],
     "callbacks=pruning": ["callbacks.pruning.at_epochs=[1]"],

@@ -144,9 +144,10 @@ def test_every_target_has_a_rule():
         ("tensorboard", ".venv/bin/tensorboard --logdir logs seed=1"),
         (
             "test",
-            "OMP_NUM_THREADS=1 .venv/bin/pytest -n logical --maxprocesses 8 --dist loadfile seed=1",
+            "PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 .venv/bin/pytest "
+            "-n logical --maxprocesses 8 --dist loadfile seed=1",
         ),
-        ("test-slow", ".venv/bin/pytest -m slow seed=1"),
+        ("test-slow", "PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -m slow seed=1"),
     ],
 )
 def test_command_of_a_target(project, target, command):

@@ -26,6 +26,7 @@ SHORT = (
     "trainer.accelerator=cpu",
     "trainer.max_epochs=1",
     "callbacks.figures=null",
+    "callbacks.graph=null",
     "callbacks.model_summary=null",
 )
 LITTLE = ("data=shapes", "data.train_size=60", "data.test_size=20", "data.batch_size=16")
@@ -77,6 +78,8 @@ def test_a_command_of_a_page_trains(mine: Path, page: str, command: str) -> None
     options = [*shlex.split(arguments), *SHORT]
     if page != "data":
         options = [*LITTLE, *options]
+    if page != "model" and "model=" not in arguments:
+        options.append("model.network._target_=tiny.TinyNet")
     if "timm" in command:
         pytest.importorskip("timm")
     if "lr_finder" in command:
