@@ -7,6 +7,7 @@ About an hour on two cores. Read on the validation split.
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ def train(network: str, precision: str, seed: int, pictures: str) -> dict[str, f
         "logger=none",
         f"hydra.run.dir={folder}",
     ]
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier call
     print(run("-m", "litvision.train", *options), file=sys.stderr, flush=True)
     return json.loads((folder / "result.json").read_text())
 

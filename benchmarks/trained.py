@@ -40,7 +40,9 @@ def train(folder: Path, options: list[str]) -> dict[str, Any]:
     """
     options = [*options, *REAL, *PLAIN]
     if records.read_result(folder).get("state") != "done":
-        run("-m", "litvision.train", *options, f"hydra.run.dir={folder}")
+        began = (folder / "checkpoints" / "last.ckpt").is_file()
+        resume = [f"resume='{folder}'"] if began else []
+        run("-m", "litvision.train", *options, *resume, f"hydra.run.dir={folder}")
     elif key := difference(options, folder):
         sys.exit(
             f"error: {folder} was trained with another {key} than is asked for now: move it away "

@@ -150,6 +150,7 @@ def test_loaded_filters_are_not_computed_anew(tmp_path: Path) -> None:
 def test_two_devices_train_the_whole_recipe(tmp_path: Path, run: Run) -> None:
     options = [*SMALL, "experiment=speedrun", "trainer.accelerator=cpu", "trainer.max_epochs=4"]
     options += ["trainer=ddp", "trainer.devices=2", "model.network.widths=[8,16,16]"]
+    options.append("callbacks.figures=null")
     done = run("train", *options, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 4

@@ -143,7 +143,7 @@ def test_overfitting_takes_away_what_a_recipe_varies(compose_train: Compose) -> 
 
 
 def test_a_folder_that_holds_a_run_is_not_trained_in_again(tmp_path: Path, run: Run) -> None:
-    options = [*TINY, "hydra.run.dir=run", "test=false", "trainer.max_epochs=1"]
+    options = [*TINY, "hydra.run.dir=run", "test=false", "callbacks.figures=null"]
     assert run("train", *options).returncode == 0
     before = {p: p.read_bytes() for p in (tmp_path / "run").glob("**/*.*") if p.is_file()}
     done = run("train", *options, "seed=1")
@@ -163,7 +163,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_one_line_and_keeps_the_chec
     tmp_path: Path, run: Run
 ) -> None:
     network = ["model.network._target_=tiny.Explodes", "+model.network.bad=9"]
-    done = run("train", *TINY, *network)  # 90 pictures in batches of 16: 6 steps an epoch
+    done = run(
+        "train", *TINY, *network, "callbacks.figures=null"
+    )  # 90 pictures in batches of 16: 6 steps an epoch
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith(
@@ -195,7 +197,7 @@ def test_multirun_gives_every_job_its_own_numbered_folder(tmp_path: Path, run: R
 def test_two_devices_give_the_metrics_of_one(tmp_path: Path, run: Run) -> None:
     """Without batch norm, whose statistics are each device's own, and with uneven last batches."""
     options = [*TINY, "model.network._target_=tiny.TinyLinear", "data.val_fraction=0.15"]
-    options += ["data.batch_size=13", "data.eval_batch_size=4"]
+    options += ["data.batch_size=13", "data.eval_batch_size=4", "callbacks.figures=null"]
     alone = run("train", *options, "experiment=default", folder=tmp_path / "one")
     ddp = ["trainer=ddp", "trainer.devices=2"]
     both = run("train", *options, *ddp, folder=tmp_path / "two")

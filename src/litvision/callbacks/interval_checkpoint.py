@@ -25,15 +25,27 @@ class IntervalCheckpoint(ModelCheckpoint):
     def __init__(
         self, dirpath: str, every_n_minutes: Annotated[float, Field(gt=0)] | None = 30
     ) -> None:
-        # A hundred years: never.
+        self.every_n_minutes = every_n_minutes
+        # A hundred years: never, though it is not asked then.
         interval = timedelta(minutes=every_n_minutes) if every_n_minutes else timedelta(36500)
         super().__init__(
             dirpath, filename="last", train_time_interval=interval, enable_version_counter=False
         )
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        """Save if it is time."""
-        if can_save(trainer):
-            super().on_train_batch_end(trainer, pl_module, *args)
+        """Save if it is time.
+
+        Several devices have to agree on that, and each waits for the others: not at every step.
+        """
+        every = getattr(trainer, "log_every_n_steps", 0) or 50
+        if trainer.world_size > 1 and (batch_idx + 1) % every:
+            return
+        if self.every_n_minutes is not None and can_save(trainer):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
