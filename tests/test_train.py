@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import Compose, Run
+from conftest import Compose, Run, write_image_folder
 from litvision import checkpoints
 from litvision.assemble import assemble
 
@@ -140,6 +141,25 @@ def test_overfitting_takes_away_what_a_recipe_varies(compose_train: Compose) -> 
     cfg = compose_train("experiment=speedrun", "debug=overfit", "data.crop=24")
     assert (cfg.data.brightness, cfg.data.contrast, cfg.model.label_smoothing) == (0, 0, 0)
     assert (cfg.data.padding, cfg.data.flip, cfg.data.mix) == (0, False, None)
+
+
+def test_a_run_that_tests_nothing_needs_nothing_to_test(tmp_path: Path, run: Run) -> None:
+    pictures = write_image_folder(tmp_path / "pictures")
+    shutil.rmtree(pictures / "test")
+    options = ["data=image_folder", f"data.root={pictures}", "data.val_fraction=0.25"]
+    options += [option for option in TINY if "data" not in option]
+    options += ["data.splits=[train]", "data.batch_size=6", "callbacks.figures=null"]
+    done = run("train", *options)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: There is no test split, only train: choose a source, or data.splits, that has it, "
+        "or test=false."
+    )
+    done = run("train", *options, "test=false", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["state"] == "done"
+    assert "test/acc" not in result
 
 
 def test_a_folder_that_holds_a_run_is_not_trained_in_again(tmp_path: Path, run: Run) -> None:

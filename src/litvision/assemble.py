@@ -109,6 +109,7 @@ def assemble(cfg: DictConfig) -> Run:
     trainer = build_trainer(cfg)
     check_strategy(trainer.strategy, cfg)
     datamodule = build_datamodule(cfg.data)
+    datamodule.tests = cfg.test
     datamodule.trainer = trainer  # the number of devices decides the number of steps
     datamodule.prepare_data()
     datamodule.setup()

@@ -133,6 +133,7 @@ class ImageDataModule(L.LightningDataModule):
         self.on_device = on_device
         self.seed = seed
         self.test_split: str | None = None  # test on it, and need no other; None: train first
+        self.tests = True  # after training; else no test split is needed
         self.subsets: dict[str, Subset] = {}
         self._on_device: dict[int, Images] = {}  # by the address of their pixels in main memory
         if on_device is True and num_workers:
@@ -161,12 +162,13 @@ class ImageDataModule(L.LightningDataModule):
                 images.check_labels()
         except ValueError as error:  # of `Images`, for a source that is not as it should be
             raise UserError(f"data.source: {' '.join(str(error).split())}") from error
-        needed = ["train", "val", "test"] if self.test_split is None else [self.test_split]
+        needed = ["train", "val", "test"] if self.tests else ["train", "val"]
+        needed = needed if self.test_split is None else [self.test_split]
         for name in needed:
             if name not in splits and (name != "val" or "train" not in splits):
                 raise UserError(
                     f"There is no {name} split, only {', '.join(splits)}: choose a source, or "
-                    f"data.splits, that has it."
+                    "data.splits, that has it" + (", or test=false." if name == "test" else ".")
                 )
         if self.only_classes is None:
             rows = {name: torch.arange(len(images)) for name, images in splits.items()}
@@ -189,6 +191,8 @@ class ImageDataModule(L.LightningDataModule):
                 kept, rows["val"] = kept[first], kept[second]
             elif self.test_split is None:
                 needed.remove("val")
+        if "test" not in splits:
+            splits["test"], rows["test"] = train, kept[:0]
         rows["train"] = kept
         self.subsets = {name: Subset(splits[name], rows[name]) for name in splits}
         for name in needed:

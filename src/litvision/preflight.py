@@ -190,7 +190,7 @@ def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataM
             "run: leave it out, or begin a run with init_from=<this one's folder>."
         )
     free = {"root", "url", "cache_dir", "on_error", "num_workers", "decode_workers"}
-    free |= {"eval_batch_size", "compile", "channels_last"}
+    free |= {"eval_batch_size", "compile", "channels_last", "splits"}
     parts = ["model", "data", "optimizer", "scheduler", "monitor", "mode"]
     parts += [f"callbacks.sparsity_2_4.{key}" for key in ("exclude", "except_first_and_last")]
     for part in parts if "sparsity_2_4" in old else parts[:-2]:

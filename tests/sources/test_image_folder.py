@@ -337,6 +337,7 @@ def test_a_wrong_layout_is_said_in_one_line(image_folder: Path, tmp_path: Path) 
         assert error_of(source) == (
             f"no folder {root / name}; {expected}; "
             "set data.root to the folder that holds train and test"
+            + (", or give data.splits=[train] test=false" if name == "test" else "")
         )
         (root / name).mkdir()
         assert error_of(source) == (

@@ -145,6 +145,7 @@ class ImageFolder:
             raise UserError(
                 f"no folder {self.root / name}; {_expected(self.root, needed)}; "
                 f"set data.root to the folder that holds {' and '.join(needed)}"
+                + (", or give data.splits=[train] test=false" if name != needed[0] else "")
             )
         own = self.splits is None and (self.root / "val").is_dir()
         return (*needed, "val") if own else needed
