@@ -310,5 +310,6 @@ def _as_laid_out(optimizer: Optimizer) -> None:
     """
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            alike = isinstance(value, Tensor) and value.shape == parameter.shape
+            if alike and value.stride() != parameter.stride():
                 state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
