@@ -203,14 +203,16 @@ def test_killed_and_gone_on_with(tmp_path: Path, whole: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_and_gone_on_with(tmp_path: Path, whole: Path) -> None:
     undisturbed, since = start(tmp_path), time.monotonic()
+    while read_result(tmp_path / "run").get("epochs") != 4 and undisturbed.poll() is None:
+        time.sleep(0.001)
+    length = time.monotonic() - since  # of training: testing and the end come after it
     undisturbed.wait()
-    length = time.monotonic() - since
     moments = random.Random(0)
     steps = set()
     for number in range(20):
         folder = tmp_path / str(number)
         folder.mkdir()
-        _, step = kill_and_resume(folder, moments.uniform(0, 0.8 * length))
+        _, step = kill_and_resume(folder, moments.uniform(0, length))
         steps.add(step)
         same_end(folder / "run", whole, killed=True)
     assert len(steps) > 5
