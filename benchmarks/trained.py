@@ -22,6 +22,7 @@ EPOCHS = int(os.environ.get("EPOCHS", "8"))
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1").split(",")]
 # What a run writes into its config by itself.
 FILLED_IN = {"run_dir", "overrides", "image_size", "num_classes", "total_steps", "precision"}
+FILLED_IN |= {"resume"}
 Way = Callable[[int, Path], float]  # seed, folder for the run: the accuracy that it came to
 
 PLAIN = [
@@ -39,15 +40,16 @@ def train(folder: Path, options: list[str]) -> dict[str, Any]:
         SystemExit: it was done with other settings, or the recipe has changed since.
     """
     options = [*options, *REAL, *PLAIN]
-    if records.read_result(folder).get("state") != "done":
-        began = (folder / "checkpoints" / "last.ckpt").is_file()
-        resume = [f"resume='{folder}'"] if began else []
-        run("-m", "litvision.train", *options, *resume, f"hydra.run.dir={folder}")
-    elif key := difference(options, folder):
+    done = records.read_result(folder).get("state") == "done"
+    began = any((folder / "checkpoints").glob("*.ckpt"))
+    if (done or began) and (key := difference(options, folder)):
         sys.exit(
             f"error: {folder} was trained with another {key} than is asked for now: move it away "
             "to train anew."
         )
+    if not done:
+        resume = [f"resume='{folder}'"] if began else []
+        run("-m", "litvision.train", *options, *resume, f"hydra.run.dir={folder}")
     return records.read_result(folder)
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import open_dict
 from PIL import Image
 
 from conftest import Compose, Run
 from litvision import assemble
+from litvision.callbacks import interval_checkpoint
 from litvision.callbacks.early_stopping import EarlyStopping
 from litvision.callbacks.provenance import Provenance
 from litvision.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
@@ -167,6 +170,35 @@ def test_pictures_that_have_come_since_are_noticed(compose_train: Compose, tmp_p
     told = "18 to train on and 2 to validate then and 22 to train on and 2 to validate now"
     with pytest.raises(UserError, match=f"resume: the pictures have changed, {told}"):
         fit(own(f"resume={tmp_path}/run"))
+
+
+def test_pruning_that_should_have_been_is_not_passed_over(
+    compose_train: Compose, tmp_path: Path
+) -> None:
+    fit(compose_train(*OPTIONS))
+    late = ["callbacks=pruning", PRUNED, "trainer.max_epochs=5", f"resume={tmp_path}/run"]
+    with pytest.raises(UserError, match=r"at_epochs=\[1\]: the run goes on with epoch 3, counted"):
+        fit(compose_train(*OPTIONS, *late))
+    late[1] = "callbacks.pruning.at_epochs=[4]"
+    rest = fit(compose_train(*OPTIONS, *late))
+    assert float(rest.trainer.callback_metrics["sparsity"]) > 0.4
+
+
+@pytest.mark.parametrize(("devices", "saves"), [(1, 6), (2, 3)])
+def test_devices_agree_on_saving_now_and_then_through_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: int, saves: int
+) -> None:
+    asked = []
+    monkeypatch.setattr(interval_checkpoint, "EVERY", 2)
+    monkeypatch.setattr(ModelCheckpoint, "on_train_batch_end", lambda *a: asked.append(a[-1]))
+    callback = interval_checkpoint.IntervalCheckpoint(str(tmp_path), 1e-9)
+    never = interval_checkpoint.IntervalCheckpoint(str(tmp_path), None)
+    for batch in [0, 1] * 6:  # epochs of two batches, of which the last is none to save after
+        loop = SimpleNamespace(_should_accumulate=lambda: False)
+        trainer: Any = SimpleNamespace(is_last_batch=batch == 1, fit_loop=loop, world_size=devices)
+        for one in (callback, never):
+            one.on_train_batch_end(trainer, trainer, None, None, batch)
+    assert len(asked) == saves
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

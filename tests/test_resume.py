@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from commands import run_command
 from conftest import Run
+from litvision.commandline import _named
 from litvision.records import alone, read_result, write_result
 
 # 50 pictures to train on: 7 steps an epoch, 28 in all; the rate is halved and the run nearly stops.
@@ -138,6 +139,27 @@ def test_two_devices_go_on_with_the_latest_run_together(tmp_path: Path, run: Run
     result = read_result(folder)
     assert (result["state"], result["epochs"]) == ("done", 2)
     assert result["overrides"].count(f"resume='logs/default/{folder.name}'") == 1
+
+
+def test_processes_of_one_launch_agree_on_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [Path("logs/default", name) for name in ("a", "b")]
+    for number, folder in enumerate(folders):
+        last = folder / "checkpoints" / "last.ckpt"
+        last.parent.mkdir(parents=True)
+        last.touch()
+        os.utime(last, (number, number))  # b is the later one
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with alone(folders[1]):  # by another launch
+        monkeypatch.setenv("MASTER_PORT", "2")
+        assert _named(["resume=auto"]) == ["resume='logs/default/a'"]
+        with alone(folders[0]):
+            monkeypatch.setenv("RANK", "1")
+            assert _named(["resume=auto"]) == ["resume='logs/default/a'"]
+            monkeypatch.delenv("RANK")
+            assert _named(["resume=auto"]) == ["resume=null"]
 
 
 def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path, run: Run, whole: Path) -> None:

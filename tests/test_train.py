@@ -10,13 +10,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from conftest import Compose, Run, write_image_folder
 from litvision import checkpoints
 from litvision.assemble import assemble
+from litvision.errors import UserError
+from litvision.records import write_result
+from litvision.train import refuse_to_overwrite
 
 # A run of a few seconds: tiny pictures, tiny network, float32, so that it is exact.
 TINY = (
@@ -173,10 +179,40 @@ def test_a_folder_that_holds_a_run_is_not_trained_in_again(tmp_path: Path, run: 
         f"error: {tmp_path}/run holds a run already: give resume={tmp_path}/run to go on with it, "
         "or another folder, hydra.run.dir=<folder>."
     )
+    assert run("train", *options, "hydra.run.dir=other").returncode == 0
+    done = run("train", *options, "trainer.max_epochs=3", "resume=other")  # into the first
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/run holds a run already")
     kept = {path: path.read_bytes() for path in before}
     changed = {path.name for path in before if kept[path] != before[path]}
     assert changed <= {"train.log", "hydra.yaml", "config.yaml", "overrides.yaml"}
     assert kept[tmp_path / "run" / "config.yaml"] == before[tmp_path / "run" / "config.yaml"]
+
+
+def test_a_sweeps_job_that_a_scheduler_starts_again_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    hydra = SimpleNamespace(
+        initialized=lambda: True, get=lambda: SimpleNamespace(mode=RunMode.MULTIRUN)
+    )
+    monkeypatch.setattr("litvision.train.HydraConfig", hydra)
+    for state, resume in (("running", str(tmp_path)), ("failed", None)):
+        write_result(tmp_path, {"state": state})
+        cfg = OmegaConf.create({"run_dir": str(tmp_path), "resume": None})
+        if resume is None:
+            with pytest.raises(UserError, match="holds a run already"):
+                refuse_to_overwrite(cfg)
+        else:
+            refuse_to_overwrite(cfg)
+        assert cfg.resume == resume
+
+
+def test_a_run_whose_test_is_left_out_is_done(tmp_path: Path, run: Run) -> None:
+    options = [*TINY, "trainer.limit_test_batches=0", "callbacks.figures=null"]
+    assert run("train", *options, "hydra.run.dir=run").returncode == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["state"] == "done"
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_one_line_and_keeps_the_checkpoint(

@@ -203,15 +203,15 @@ def _implied(arguments: list[str]) -> list[str]:
 def _latest(arguments: list[str]) -> str | None:
     """Return the experiment's latest run that has saved where it was and has not ended.
 
-    Nor is it being trained; but a further process of several devices, which torchrun or SLURM has
-    started, may come when the first is at it already.
+    Nor is it being trained, but by the first of the processes that torchrun or SLURM has started
+    with this one.
     """
     named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
     runs = Path("logs", named[-1] if named else "default").glob("*/checkpoints/last.ckpt")
     for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
         run = path.parents[1]
         ended = records.read_result(run).get("state") == "done"
-        if not ended and (records.is_further_process() or not records.is_taken(run)):
+        if not ended and not records.is_taken(run):
             return str(run)
     return None
 

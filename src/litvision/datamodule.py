@@ -166,9 +166,10 @@ class ImageDataModule(L.LightningDataModule):
         needed = needed if self.test_split is None else [self.test_split]
         for name in needed:
             if name not in splits and (name != "val" or "train" not in splits):
+                without = self.test_split is None and name == "test"
                 raise UserError(
                     f"There is no {name} split, only {', '.join(splits)}: choose a source, or "
-                    "data.splits, that has it" + (", or test=false." if name == "test" else ".")
+                    f"data.splits, that has it{', or test=false' if without else ''}."
                 )
         if self.only_classes is None:
             rows = {name: torch.arange(len(images)) for name, images in splits.items()}

@@ -51,10 +51,17 @@ def total_steps(trainer: L.Trainer, datamodule: Any) -> int | None:
 
 
 def last_epoch(trainer: L.Trainer) -> int | None:
-    """Return the run's last epoch, counted from 0; None if it has no end, or no data module."""
+    """Return the run's last epoch, counted from 0; None if it has no end.
+
+    Of data whose steps are not known, what `max_epochs` says.
+    """
     datamodule: Any = getattr(trainer, "datamodule", None)
-    steps = None if datamodule is None else total_steps(trainer, datamodule)
-    return None if steps is None else (steps - 1) // max(1, steps_per_epoch(trainer, datamodule))
+    known = hasattr(datamodule, "steps_per_epoch")
+    steps = total_steps(trainer, datamodule) if known else None
+    if steps is None:
+        epochs = trainer.max_epochs
+        return None if epochs is None or epochs < 0 else epochs - 1
+    return (steps - 1) // max(1, steps_per_epoch(trainer, datamodule))
 
 
 def refuse_unreached(option: str, epoch: int, trainer: L.Trainer) -> None:

@@ -23,6 +23,7 @@ from litvision.errors import UserError
 RANKS = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")  # of one process of several
 
 LOCK = ".lock"  # held while a command trains in the folder
+JOB = ".job"  # beside it, which processes belong to the command
 
 # The last parts of config keys that say where files go, and nothing of what is trained.
 PLACES = ("default_root_dir", "dirpath", "overrides", "resume", "run_dir", "save_dir")
@@ -73,7 +74,7 @@ def alone(run: Path) -> Iterator[None]:
         yield
         return
     run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / LOCK, timeout=0)
+    lock = FileLock(run / LOCK, timeout=1)  # another process may be asking `is_taken`
     try:
         lock.acquire()
     except Timeout:
@@ -82,14 +83,23 @@ def alone(run: Path) -> Iterator[None]:
             "folder, hydra.run.dir=<folder>."
         ) from None
     try:
+        if launch := _launch():
+            (run / JOB).write_text(launch, encoding="utf-8")
         yield
     finally:
+        (run / JOB).unlink(missing_ok=True)
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
+def _launch() -> str:
+    """Return what the processes that torchrun or SLURM has started together have in common."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_STEP_ID")
+    return " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
+
+
 def is_taken(run: Path) -> bool:
-    """Say whether a command is training in a run's folder."""
+    """Say whether a command is training in a run's folder, other than this one's first process."""
     if not (run / LOCK).exists():
         return False
     from filelock import FileLock, Timeout
@@ -98,7 +108,9 @@ def is_taken(run: Path) -> bool:
         with FileLock(run / LOCK, timeout=0):
             return False
     except Timeout:
-        return True
+        job = run / JOB
+        ours = job.read_text(encoding="utf-8") == _launch() if job.is_file() else False
+        return not (ours and is_further_process())
 
 
 def read_config(run: Path) -> dict[str, Any] | None:

@@ -140,10 +140,15 @@ def set_state(run: Path, word: str, error: str | None = None) -> None:
     records.write_result(run, {**records.read_result(run), "state": word, **why})
 
 
+def can_go_on(run: Path) -> bool:
+    """Say whether a run was stopped, and has saved where."""
+    stopped = state(run) in ("running", "interrupted")
+    return stopped and (run / "checkpoints" / "last.ckpt").exists()
+
+
 def again(run: Path) -> list[str]:
     """Return the overrides by which a run goes on; where it cannot, put aside what it left."""
-    stopped = state(run) in ("running", "interrupted")
-    if stopped and (run / "checkpoints" / "last.ckpt").exists():
+    if can_go_on(run):
         return [f"resume='{run}'"]
     put_aside(run)
     return []
@@ -212,6 +217,8 @@ def run_apart(module: str, monitor: str) -> float | None:
     given = [o for o in config.overrides.task if not o.startswith("sweep.resume=")]
     command = [sys.executable, "-m", module, *given]
     command += ["hydra.mode=RUN", f"hydra.run.dir='{folder}'"]
+    if can_go_on(folder) and not any(o.startswith("resume=") for o in given):
+        command.append(f"resume='{folder}'")  # a scheduler has started the job again
     received: list[int] = []
     process = subprocess.Popen(command, start_new_session=True)
 

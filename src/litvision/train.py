@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from litvision import records, sweeps
@@ -37,14 +39,28 @@ def train(cfg: DictConfig) -> float | None:
 
 
 def refuse_to_overwrite(cfg: DictConfig) -> None:
-    """Refuse to begin a run where another has saved: its best weights would be replaced."""
+    """Refuse to train where another run has saved: its weights would be replaced.
+
+    A sweep's run that was stopped goes on: a scheduler that takes the machine away starts the same
+    job again, as it was.
+    """
+    from litvision import checkpoints
+
     folder = Path(cfg.run_dir)
-    saved = next((folder / "checkpoints").glob("*.ckpt"), None)
-    if cfg.resume is None and saved is not None and not records.is_further_process():
-        raise UserError(
-            f"{folder} holds a run already: give resume={folder} to go on with it, or another "
-            "folder, hydra.run.dir=<folder>."
-        )
+    saved = folder / "checkpoints"
+    if records.is_further_process() or not any(saved.glob("*.ckpt")):
+        return
+    if cfg.resume is None:
+        sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        if sweeping and sweeps.can_go_on(folder):
+            cfg.resume = str(folder)
+            return
+    elif checkpoints.find(cfg.resume, ["last", "best"]).resolve().parent == saved.resolve():
+        return
+    raise UserError(
+        f"{folder} holds a run already: give resume={folder} to go on with it, or another "
+        "folder, hydra.run.dir=<folder>."
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from pydantic import Field
 
 from litvision.position import can_save
 
+EVERY = 50  # steps between the questions that several devices ask each other
+
 
 class IntervalCheckpoint(ModelCheckpoint):
     """Save `last.ckpt` every so many minutes within an epoch.
@@ -26,6 +28,7 @@ class IntervalCheckpoint(ModelCheckpoint):
         self, dirpath: str, every_n_minutes: Annotated[float, Field(gt=0)] | None = 30
     ) -> None:
         self.every_n_minutes = every_n_minutes
+        self._chances = 0  # to save, since the devices agreed last
         # A hundred years: never, though it is not asked then.
         interval = timedelta(minutes=every_n_minutes) if every_n_minutes else timedelta(36500)
         super().__init__(
@@ -44,8 +47,9 @@ class IntervalCheckpoint(ModelCheckpoint):
 
         Several devices have to agree on that, and each waits for the others: not at every step.
         """
-        every = getattr(trainer, "log_every_n_steps", 0) or 50
-        if trainer.world_size > 1 and (batch_idx + 1) % every:
+        if self.every_n_minutes is None or not can_save(trainer):
             return
-        if self.every_n_minutes is not None and can_save(trainer):
+        self._chances += 1  # the same on all devices, and counted through epochs
+        if trainer.world_size == 1 or self._chances >= EVERY:
+            self._chances = 0
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

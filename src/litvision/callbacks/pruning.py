@@ -79,7 +79,18 @@ class Pruning(ModelPruning):
         refuse_unreached(key, self.at_epochs[-1], trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Where a run is resumed, mask again what was masked."""
+        """Where a run is resumed, mask again what was masked.
+
+        Raises:
+            UserError: what should have been is not known, or `at_epochs` are over.
+        """
+        past = [e for e in self.at_epochs if e < trainer.current_epoch and e not in self._done]
+        if past:
+            raise UserError(
+                f"callbacks.pruning.at_epochs={self.at_epochs}: the run goes on with epoch "
+                f"{trainer.current_epoch}, counted from 0, and was not pruned at {past[0]}: give "
+                "later ones, or begin a run with init_from=<this one's folder>."
+            )
         for name, (layer, key) in zip(self._names, self._weights, strict=True):
             if name not in self._restored:
                 continue

@@ -96,7 +96,7 @@ class Result(L.Callback):
             left = timer.time_remaining()
             if left is not None and left <= 0:
                 self.content["stopped"] = "trainer.max_time was over"
-        if not self.test:
+        if not self.test or not getattr(trainer, "limit_test_batches", 1):
             self.content["state"] = "done"
         self._write(trainer)
 
