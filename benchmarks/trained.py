@@ -21,8 +21,15 @@ from litvision.commandline import CONF
 EPOCHS = int(os.environ.get("EPOCHS", "8"))
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1").split(",")]
 # What a run writes into its config by itself.
-FILLED_IN = {"run_dir", "overrides", "image_size", "num_classes", "total_steps", "precision"}
-FILLED_IN |= {"resume"}
+FILLED_IN = {
+    "image_size",
+    "num_classes",
+    "overrides",
+    "precision",
+    "resume",
+    "run_dir",
+    "total_steps",
+}
 Way = Callable[[int, Path], float]  # seed, folder for the run: the accuracy that it came to
 
 PLAIN = [

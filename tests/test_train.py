@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from litvision import checkpoints
 from litvision.assemble import assemble
 from litvision.errors import UserError
 from litvision.records import write_result
-from litvision.train import refuse_to_overwrite
+from litvision.train import main, refuse_to_overwrite
 
 # A run of a few seconds: tiny pictures, tiny network, float32, so that it is exact.
 TINY = (
@@ -197,16 +198,24 @@ def test_a_sweeps_job_that_a_scheduler_starts_again_goes_on(
     hydra = SimpleNamespace(
         initialized=lambda: True, get=lambda: SimpleNamespace(mode=RunMode.MULTIRUN)
     )
-    monkeypatch.setattr("litvision.train.HydraConfig", hydra)
+    monkeypatch.setattr("litvision.sweeps.HydraConfig", hydra)
+    monkeypatch.setattr("litvision.sweeps.runs_apart", lambda cfg: False)
+    monkeypatch.setattr("litvision.train.train", refuse_to_overwrite)
+    begin: Any = main
     for state, resume in (("running", str(tmp_path)), ("failed", None)):
         write_result(tmp_path, {"state": state})
         cfg = OmegaConf.create({"run_dir": str(tmp_path), "resume": None})
         if resume is None:
             with pytest.raises(UserError, match="holds a run already"):
-                refuse_to_overwrite(cfg)
+                begin.__wrapped__(cfg)
         else:
-            refuse_to_overwrite(cfg)
+            begin.__wrapped__(cfg)
         assert cfg.resume == resume
+    write_result(tmp_path, {"state": "running"})
+    monkeypatch.setenv("SLURM_PROCID", "1")  # all devices go on, or none
+    cfg = OmegaConf.create({"run_dir": str(tmp_path), "resume": None})
+    begin.__wrapped__(cfg)
+    assert cfg.resume == str(tmp_path)
 
 
 def test_a_run_whose_test_is_left_out_is_done(tmp_path: Path, run: Run) -> None:

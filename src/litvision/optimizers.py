@@ -209,10 +209,10 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
         x = x.mT
     for _ in range(steps):
         square = x @ x.mT
-        if x.ndim == 3:  # the same in three kernels, not eight
+        if x.ndim == 2:
+            x = a * x + (b * square + c * square @ square) @ x
+        else:  # the same in three kernels, not eight
             x = torch.baddbmm(x, square.baddbmm(square, square, beta=b, alpha=c), x, beta=a)
-            continue
-        x = a * x + (b * square + c * square @ square) @ x
     return x.mT if tall else x
 
 

@@ -1,4 +1,4 @@
-"""Where a run stands within an epoch: what Lightning knows of it and has no public name for."""
+"""Where a run stands and where it ends: what Lightning knows, and has no public name for."""
 
 from __future__ import annotations
 

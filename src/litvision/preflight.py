@@ -73,12 +73,12 @@ def check_before_reading(cfg: DictConfig) -> None:
     check(trial)
     accumulated = trial.trainer.get("accumulate_grad_batches", 1)  # Lightning takes any number
     check_value("trainer.accumulate_grad_batches", accumulated, Annotated[int, Field(ge=1)])
-    nothing = [k for k in ("max_epochs", "max_steps", "limit_train_batches") if _is_0(trial, k)]
-    if nothing:
-        raise UserError(
-            f"trainer.{nothing[0]}=0 trains nothing: give more, or test what is trained already "
-            "with make evaluate."
-        )
+    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+        if trial.trainer.get(key) == 0:
+            raise UserError(
+                f"trainer.{key}=0 trains nothing: give more, or test what is trained already with "
+                "make evaluate."
+            )
     mode = trial.model.get("compile", False)
     if accumulated > 1 and mode in ("reduce-overhead", "max-autotune"):
         raise UserError(
@@ -87,10 +87,6 @@ def check_before_reading(cfg: DictConfig) -> None:
             "model.compile=true."
         )
     try_optimizer(trial)
-
-
-def _is_0(cfg: DictConfig, key: str) -> bool:
-    return cfg.trainer.get(key) == 0 and not isinstance(cfg.trainer.get(key), bool)
 
 
 def trial_optimizer(cfg: DictConfig) -> Optimizer:
@@ -191,9 +187,10 @@ def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataM
         )
     free = {"root", "url", "cache_dir", "on_error", "num_workers", "decode_workers"}
     free |= {"eval_batch_size", "compile", "channels_last", "splits"}
-    parts = ["model", "data", "optimizer", "scheduler", "monitor", "mode"]
-    parts += [f"callbacks.sparsity_2_4.{key}" for key in ("exclude", "except_first_and_last")]
-    for part in parts if "sparsity_2_4" in old else parts[:-2]:
+    compared = ["model", "data", "optimizer", "scheduler", "monitor", "mode"]
+    if "sparsity_2_4" in old:
+        compared += [f"callbacks.sparsity_2_4.{k}" for k in ("exclude", "except_first_and_last")]
+    for part in compared:
         was, says = flat(at(before, part), part), flat(at(now, part), part)
         for key in sorted(was.keys() | says.keys()):
             if was.get(key) != says.get(key) and key.rpartition(".")[2] not in free:

@@ -109,7 +109,7 @@ def is_taken(run: Path) -> bool:
             return False
     except Timeout:
         job = run / JOB
-        ours = job.read_text(encoding="utf-8") == _launch() if job.is_file() else False
+        ours = job.is_file() and job.read_text(encoding="utf-8") == _launch()
         return not (ours and is_further_process())
 
 

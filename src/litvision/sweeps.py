@@ -186,6 +186,19 @@ def _reason(error: Any) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
+def sweeping() -> bool:
+    """Say whether this is a run of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def started_again(cfg: DictConfig) -> bool:
+    """Say whether a scheduler that took the machine away has started this job of a sweep again.
+
+    It does so with the arguments that the job had at first, on each of several devices.
+    """
+    return sweeping() and cfg.resume is None and can_go_on(Path(cfg.run_dir))
+
+
 def runs_apart(cfg: DictConfig) -> bool:
     """Say whether this is a run of a sweep that needs a process for each of several devices.
 
@@ -193,7 +206,7 @@ def runs_apart(cfg: DictConfig) -> bool:
     11300), and kills the process that it runs in when one of them fails. Where a scheduler has
     started the processes, Lightning starts none.
     """
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+    if not sweeping():
         return False
     if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1:
         return False
@@ -203,8 +216,12 @@ def runs_apart(cfg: DictConfig) -> bool:
     return not one or trainer.get("num_nodes", 1) != 1 or trainer.get("strategy") is not None
 
 
-def run_apart(module: str, monitor: str) -> float | None:
+def run_apart(module: str, cfg: DictConfig) -> float | None:
     """Run the running job of a sweep by a command of its own; return its best watched metric.
+
+    Args:
+        module: of the command.
+        cfg: of the job.
 
     Raises:
         PrunedError: the run was pruned.
@@ -214,11 +231,10 @@ def run_apart(module: str, monitor: str) -> float | None:
     """
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
-    given = [o for o in config.overrides.task if not o.startswith("sweep.resume=")]
+    given = [o for o in config.overrides.task if not o.startswith(("resume=", "sweep.resume="))]
     command = [sys.executable, "-m", module, *given]
     command += ["hydra.mode=RUN", f"hydra.run.dir='{folder}'"]
-    if can_go_on(folder) and not any(o.startswith("resume=") for o in given):
-        command.append(f"resume='{folder}'")  # a scheduler has started the job again
+    command += [] if cfg.resume is None else [f"resume='{cfg.resume}'"]
     received: list[int] = []
     process = subprocess.Popen(command, start_new_session=True)
 
@@ -244,12 +260,12 @@ def run_apart(module: str, monitor: str) -> float | None:
     if process.returncode or result.get("state") != "done":
         ended = f"its process ended with exit code {process.returncode}; the lines above say why"
         raise UserError(result.get("error", ended))
-    return result.get(f"best_{monitor}", result.get(monitor))
+    return result.get(f"best_{cfg.monitor}", result.get(cfg.monitor))
 
 
 def side_by_side() -> tuple[int, int]:
     """Return how many runs of this sweep share the machine, and the number of the one asking."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+    if not sweeping():
         return 1, 0
     config = HydraConfig.get()
     launcher = str(config.launcher.get("_target_", "")).rpartition(".")[2]

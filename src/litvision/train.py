@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from litvision import records, sweeps
@@ -16,8 +14,10 @@ from litvision.errors import UserError
 @command("train")
 def main(cfg: DictConfig) -> float | None:
     """Train one classifier as `cfg` says and return the best value of the watched metric."""
+    if sweeps.started_again(cfg):
+        cfg.resume = cfg.run_dir
     if sweeps.runs_apart(cfg):
-        return sweeps.run_apart("litvision.train", cfg.monitor)
+        return sweeps.run_apart("litvision.train", cfg)
     return train(cfg)
 
 
@@ -39,28 +39,19 @@ def train(cfg: DictConfig) -> float | None:
 
 
 def refuse_to_overwrite(cfg: DictConfig) -> None:
-    """Refuse to train where another run has saved: its weights would be replaced.
-
-    A sweep's run that was stopped goes on: a scheduler that takes the machine away starts the same
-    job again, as it was.
-    """
+    """Refuse to train where another run has saved: its weights would be replaced."""
     from litvision import checkpoints
 
     folder = Path(cfg.run_dir)
     saved = folder / "checkpoints"
     if records.is_further_process() or not any(saved.glob("*.ckpt")):
         return
-    if cfg.resume is None:
-        sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-        if sweeping and sweeps.can_go_on(folder):
-            cfg.resume = str(folder)
-            return
-    elif checkpoints.find(cfg.resume, ["last", "best"]).resolve().parent == saved.resolve():
-        return
-    raise UserError(
-        f"{folder} holds a run already: give resume={folder} to go on with it, or another "
-        "folder, hydra.run.dir=<folder>."
-    )
+    resumed = None if cfg.resume is None else checkpoints.find(cfg.resume, ["last", "best"])
+    if resumed is None or resumed.resolve().parent != saved.resolve():
+        raise UserError(
+            f"{folder} holds a run already: give resume={folder} to go on with it, or another "
+            "folder, hydra.run.dir=<folder>."
+        )
 
 
 if __name__ == "__main__":

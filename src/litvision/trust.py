@@ -208,7 +208,9 @@ def refuse_other_shapes(
                 f"its config has {name} with shape {list(tensor.shape)}, its weights have "
                 f"{'none' if there is None else list(there)}"
             )
-    own = {id(tensor): tensor for tensor in classifier.parameters() if type(tensor) not in _LAZY}
+    own = {
+        id(weight): weight for weight in classifier.parameters() if not isinstance(weight, _LAZY)
+    }
     if sum(tensor.nbytes for tensor in own.values()) > memory_of(weights):
         raise ValueError("its weights have the shapes of its config, but not as many values")
     try:

@@ -96,9 +96,10 @@ class Pruning(ModelPruning):
                 continue
             kept = self._restored[name]
             weight: Any = layer.get_parameter(key)
+            mask = kept["mask"].to(weight.device)
             with torch.no_grad():
-                weight[~kept["mask"].to(weight.device)] = kept["masked"].to(weight.device)
-            custom_from_mask(layer, key, kept["mask"].to(weight.device))
+                weight[~mask] = kept["masked"].to(weight.device)
+            custom_from_mask(layer, key, mask)
             if "initial" in kept:
                 assert self._original_layers is not None
                 self._original_layers[id(layer)]["data"].get_parameter(key).data = kept["initial"]
