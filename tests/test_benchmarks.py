@@ -256,5 +256,7 @@ def test_an_unknown_benchmark_is_answered_with_those_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", "stap"])
-    with pytest.raises(SystemExit, match="no benchmark 'stap': it takes step, loader, overhead"):
+    with pytest.raises(
+        SystemExit, match="no benchmark 'stap': it takes step, update, loader, overhead"
+    ):
         everything.main()

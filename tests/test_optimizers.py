@@ -1,14 +1,17 @@
-"""Muon: orthogonal updates for filters, torch's Nesterov SGD for the rest."""
+"""Muon: orthogonal updates for filters, torch's Nesterov SGD for the rest. Fused optimizers."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from litvision.classifier import ImageClassifier
 from litvision.networks.speednet import SpeedNet
 from litvision.optimizers import Muon, orthogonalize
 
@@ -211,3 +214,56 @@ def test_what_has_no_gradient_stays_and_a_state_is_gone_on_with() -> None:
     resumed.step()
     assert torch.equal(third["filter"], first["filter"])
     assert torch.equal(first["vector"], idle)
+
+
+FUSED = {
+    "sgd": partial(torch.optim.SGD, lr=0.1),
+    "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "nesterov": partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+    "dampening": partial(torch.optim.SGD, lr=0.1, momentum=0.9, dampening=0.5),
+    "adamw": partial(torch.optim.AdamW, lr=0.1, amsgrad=True),
+    "adagrad": partial(torch.optim.Adagrad, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_optimizers_copy_no_gradient_and_update_as_others(
+    name: str, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(5, 4, 3), nn.Conv2d(4, 6, 1), nn.Linear(7, 2))
+    network.to(memory_format=layout)
+    classifier = ImageClassifier(network, partial(FUSED[name], fused=True))
+    fused = classifier.configure_optimizers()
+    weights = list(network.parameters())
+    twins = [nn.Parameter(weight.detach().clone()) for weight in weights]
+    other = FUSED[name](twins, fused=False, foreach=False)
+    for _ in range(4):
+        for weight, twin in zip(weights, twins, strict=True):
+            weight.grad = torch.randn_like(weight)
+            twin.grad = weight.grad.clone()
+        with profile(activities=[ProfilerActivity.CPU]) as last:
+            fused.step()
+        other.step()
+    for weight, twin in zip(weights, twins, strict=True):
+        torch.testing.assert_close(weight, twin)
+        for key, value in fused.state[weight].items():
+            torch.testing.assert_close(value, other.state[twin][key])
+            assert value.ndim < 4 or value.is_contiguous(memory_format=layout)
+    kernels = {event.key for event in last.key_averages()}
+    assert any(kernel.startswith("aten::_fused_") for kernel in kernels)
+    assert "aten::clone" not in kernels
+
+
+def test_a_gradient_that_lies_otherwise_than_its_weight_is_not_reordered() -> None:
+    weight = nn.Parameter(torch.randn(4, 5, 3, 3).to(memory_format=torch.channels_last))
+    optimizer = ImageClassifier(
+        nn.ParameterList([weight]), partial(torch.optim.SGD, lr=0.1, fused=True)
+    ).configure_optimizers()
+    given = torch.randn(4, 5, 3, 3)
+    weight.grad = given
+    params: list[torch.Tensor] = []
+    grads: list[torch.Tensor] = []
+    optimizer._init_group(optimizer.param_groups[0], params, grads, [])
+    assert grads[0] is given

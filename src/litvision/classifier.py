@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 from litvision import hardware
 from litvision.batches import Batch
 from litvision.errors import UserError
+from litvision.optimizers import as_laid_out, spare_copies
 from litvision.position import ends_here
 
 METRICS = tuple(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "acc"))
@@ -114,7 +115,7 @@ class ImageClassifier(L.LightningModule):
     def on_train_start(self) -> None:
         """Go on within an epoch, where a resumed run stopped."""
         for optimizer in self.trainer.optimizers:
-            _as_laid_out(optimizer)
+            as_laid_out(optimizer)
         self.on_train_epoch_start()  # which Lightning calls only where an epoch begins
         resumed, self._resumed = self._resumed, None
         if resumed is None:
@@ -262,6 +263,7 @@ class ImageClassifier(L.LightningModule):
         if self.optimizer is None:
             raise ValueError("ImageClassifier was built without an optimizer; training needs one")
         optimizer = self.optimizer(self.parameter_groups())
+        spare_copies(optimizer)
         if self.scheduler is None:
             return optimizer
         schedule = {"scheduler": self.scheduler(optimizer), "interval": "step", "name": "lr"}
@@ -300,16 +302,3 @@ class ImageClassifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note where the checkpoint stands, for training to go on from there."""
         self._resumed = checkpoint.get("within_epoch")
-
-
-def _as_laid_out(optimizer: Optimizer) -> None:
-    """Bring momenta into the memory layout of their weights.
-
-    A run may be resumed where another layout is fastest. Fused optimizers go through memory as it
-    lies: a processor's would add each momentum to another weight, and a GPU's refuses.
-    """
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            alike = isinstance(value, Tensor) and value.shape == parameter.shape
-            if alike and value.stride() != parameter.stride():
-                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

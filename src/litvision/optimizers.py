@@ -146,7 +146,9 @@ class Muon(Optimizer):
         if group["kind"] == "filter":
             if group["keep_norm"]:
                 p.mul_(len(p) ** 0.5 / p.norm().clamp(min=1e-12))  # zeros stay zeros
-            update = orthogonalize(update.flatten(1), group["steps"]).view(p.shape)
+            rows = _rows(update, p)
+            found = orthogonalize(rows.flatten(1), group["steps"])
+            update = _rows(found.view(rows.shape), p, back=True)
         p.add_(update.to(p.dtype), alpha=-group["lr"])
 
     def _update_together(self, weights: list[Tensor], group: dict[str, Any]) -> None:
@@ -214,6 +216,45 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
         else:  # the same in three kernels, not eight
             x = torch.baddbmm(x, square.baddbmm(square, square, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def as_laid_out(optimizer: Optimizer) -> None:
+    """Bring momenta into the memory layout of their weights.
+
+    A run may be resumed where another layout is fastest. Fused optimizers go through memory as it
+    lies: a processor's would add each momentum to another weight, and a GPU's refuses.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            alike = isinstance(value, Tensor) and value.shape == parameter.shape
+            if alike and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def spare_copies(optimizer: Optimizer) -> None:
+    """Let torch's fused optimizers update channels-last weights on a processor without copies.
+
+    Their kernels go through weight, gradient and momenta as these lie in memory, and yet begin with
+    a contiguous copy of the gradient, which nothing reads (torch 2.15, `FusedSGDKernel.cpp` and its
+    like). In the order of its memory, the gradient is contiguous as it is.
+    """
+    gather = getattr(optimizer, "_init_group", None)
+    if gather is None:
+        return
+
+    def gather_in_memory_order(
+        group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], *states: list[Any]
+    ) -> Any:
+        result = gather(group, weights, gradients, *states)
+        # In the first step SGD makes its momenta of the gradients' shape.
+        if group.get("fused") and not any(x is None for state in states for x in state):
+            for number, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+                same = gradient.stride() == weight.stride() and type(gradient) is Tensor
+                if same and gradient.device.type == "cpu":
+                    gradients[number] = _rows(gradient, weight)
+        return result
+
+    optimizer._init_group = gather_in_memory_order  # type: ignore[attr-defined]
 
 
 def several_rates(optimizer: Optimizer) -> str:

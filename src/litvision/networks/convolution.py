@@ -83,7 +83,8 @@ class _ByProducts(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0] and stride == 1:
             # What a convolution did is undone in direction by the kernel turned by half a turn.
-            turned = weight.permute(2, 3, 0, 1).flip(0, 1).flatten(0, 2)
+            taps = weight.permute(2, 3, 0, 1).flatten(0, 1)
+            turned = torch.cat([taps[number] for number in reversed(range(len(taps)))])
             grad_x = _convolve(grad, turned, None, size, 1, size - 1 - padding)
         elif ctx.needs_input_grad[0]:
             grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
@@ -156,7 +157,9 @@ def _weight_gradient(x: Tensor, grad: Tensor, size: int, stride: int, padding: i
     padded = F.pad(x.permute(2, 0, 3, 1), (0, 0, padding, padding))
     down, picture, right, channel = padded.stride()
     shape, strides = (h, n, columns, size, c), (down, picture, right * stride, right, channel)
-    windows = padded.as_strided(shape, strides).reshape(h, n, columns, size * c)  # one row high
+    windows = padded.as_strided(shape, strides).flatten(3)  # one row high
+    if stride == 1:
+        windows = windows.contiguous()  # once, as neighbouring rows of the kernel meet the same
     answers = grad.permute(2, 0, 3, 1).contiguous()
     taps = torch.empty(outputs, size, size * c)
     for row in range(size):
