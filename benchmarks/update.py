@@ -1,14 +1,20 @@
-"""An update of all weights by a fused optimizer, beside torch's own way to it."""
+"""What follows the gradients: a fused optimizer's update and a moving average of the weights."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import nn
 
 from benchmarks.measure import Table, in_turn, ratios
 from litvision import hardware
+from litvision.callbacks.ema import EMA
 from litvision.classifier import ImageClassifier
 from litvision.networks.resnet import ResNet18
 from litvision.networks.vgg import VGG16
@@ -20,8 +26,25 @@ OPTIMIZERS = {
 ROUNDS = 25
 
 
+def compare(
+    table: Table, what: str, ours: Callable[[], object], theirs: Callable[[], object]
+) -> None:
+    """Time both in turn, and add a row in milliseconds."""
+    seconds = in_turn({"ours": ours, "theirs": theirs}, ROUNDS)
+    ms = {way: f"{1e3 * statistics.median(values):.1f}" for way, values in seconds.items()}
+    table.add(what, ms["ours"], ms["theirs"], ratios(seconds["ours"], seconds["theirs"]), "≤ 1")
+
+
+def average(callback: EMAWeightAveraging, network: nn.Module) -> Callable[[], object]:
+    """Return what a callback has its average do after each step."""
+    module = ImageClassifier(network)
+    callback.setup(L.Trainer(logger=False, enable_checkpointing=False), module, "fit")
+    averaged: Any = callback._average_model
+    return partial(averaged.update_parameters, module)
+
+
 def main() -> None:
-    table = Table("Update of all weights, channels-last, float32")
+    table = Table("Update of all weights, channels-last, float32, in ms")
     hardware.keep_freed_memory()  # as every run does
     for network, name in ((VGG16(), "SGD"), (ResNet18(), "SGD"), (ResNet18(), "AdamW")):
         network.to(memory_format=torch.channels_last)
@@ -29,15 +52,11 @@ def main() -> None:
             weight.grad = 0.01 * torch.randn_like(weight)
         theirs = OPTIMIZERS[name](network.parameters())
         ours = ImageClassifier(network, OPTIMIZERS[name]).configure_optimizers()
-        seconds = in_turn({"ours": ours.step, "theirs": theirs.step}, ROUNDS)
-        ms = {way: f"{1e3 * statistics.median(values):.1f}" for way, values in seconds.items()}
-        table.add(
-            f"{type(network).__name__}, fused {name}, ms, beside torch's as it is",
-            ms["ours"],
-            ms["theirs"],
-            ratios(seconds["ours"], seconds["theirs"]),
-            "≤ 1",
-        )
+        what = f"{type(network).__name__}, fused {name}, beside torch's as it is"
+        compare(table, what, ours.step, theirs.step)
+    network = ResNet18().to(memory_format=torch.channels_last)
+    both = (average(callback, network) for callback in (EMA(), EMAWeightAveraging()))
+    compare(table, "ResNet18, callbacks=ema, beside Lightning's", *both)
     table.notes.append(f"Medians of {ROUNDS} in turn; {torch.get_num_threads()} threads.")
     table.save("update")
 

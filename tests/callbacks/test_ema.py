@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from commands import run_command
 from conftest import Compose, Run
 from litvision.assemble import assemble
+from litvision.callbacks.ema import EMA
+from litvision.errors import UserError
 
 OPTIONS = ["callbacks=ema", "callbacks.ema.decay=0.5", "optimizer.lr=0.1", "logger=none"]
 OPTIONS += ["trainer.precision=32-true", "data.padding=0"]
@@ -56,6 +60,50 @@ def test_before_anything_is_averaged_the_trained_weights_are_saved(compose_train
     for name, trained in content["current_model_state"].items():
         assert torch.equal(content["state_dict"][name], trained), name
         assert torch.equal(run.classifier.state_dict()[name].cpu(), trained), name
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("decay=1.5", "decay=1.5 does not fit: it takes a number from 0 up to 1."),
+        ("update_every_n_steps=-1", "every_n_steps=-1 does not fit: it takes an integer from 0."),
+        ("update_every_n_steps=0", "+callbacks.ema.update_starting_at_epoch=<the first one>, or a"),
+        ("update_starting_at_step=-1", "step=-1 does not fit: it takes an integer from 0 or null."),
+    ],
+)
+def test_an_option_out_of_range_is_refused(
+    compose_train: Compose, option: str, expected: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(expected)):
+        assemble(compose_train("callbacks=ema", f"callbacks.ema.{option}"))
+
+
+def test_it_may_average_at_the_ends_of_epochs_only(compose_train: Compose) -> None:
+    options = ["callbacks.ema.update_every_n_steps=0", "+callbacks.ema.update_starting_at_epoch=1"]
+    run = assemble(compose_train(*OPTIONS, *options, "trainer.max_epochs=3"))
+    run.trainer.fit(run.classifier, run.datamodule)
+    path = Path(run.cfg.run_dir, "checkpoints", "last.ckpt")
+    assert torch.load(path, weights_only=True)["averaging_state"]["n_averaged"] == 2
+
+
+def test_an_update_goes_over_all_weights_at_once() -> None:
+    module = L.LightningModule()
+    module.network = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(8)))
+    callback = EMA(decay=0.75)
+    callback.setup(L.Trainer(logger=False, enable_checkpointing=False), module, "fit")
+    average: Any = callback._average_model
+    average.update_parameters(module)  # the first copies
+    before = [weight.clone() for weight in average.module.parameters()]
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight)
+    with profile(activities=[ProfilerActivity.CPU]) as update:
+        average.update_parameters(module)
+    found = zip(average.module.parameters(), before, module.parameters(), strict=True)
+    for weight, old, new in found:
+        torch.testing.assert_close(weight, 0.75 * old + 0.25 * new)
+    counts = {event.key: event.count for event in update.key_averages()}
+    assert counts["aten::_foreach_lerp_"] == 1
+    assert "aten::mul" not in counts
 
 
 SHORT = [

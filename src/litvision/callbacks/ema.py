@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from pydantic import Field
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA(EMAWeightAveraging):
-    """Lightning's exponential moving average, with two things set right.
+    """Lightning's exponential moving average, faster, and with two things set right.
 
     The test after training measures it too: Lightning loads the weights that were trained, and not
     their average, from a checkpoint that is tested in the process that saved it. And as long as
     nothing is averaged yet, as before `update_starting_at_step`, the trained weights are validated
     and saved, not the initial ones. Options are those of `EMAWeightAveraging`.
 
+    All weights are averaged together and in place: one pass over memory instead of four, and a few
+    kernels on a GPU where Lightning's way takes three for each weight.
+
+    Raises:
+        ValueError: these options would average nothing.
+
     Polyak and Juditsky 1992; Tarvainen and Valpola 2017, arXiv 1703.01780.
     """
+
+    def __init__(
+        self,
+        device: torch.device | str | int | None = None,
+        use_buffers: bool = True,
+        decay: Annotated[float, Field(ge=0, le=1)] = 0.999,
+        update_every_n_steps: Annotated[int, Field(ge=0)] = 1,
+        update_starting_at_step: Annotated[int, Field(ge=0)] | None = None,
+        update_starting_at_epoch: Annotated[int, Field(ge=0)] | None = None,
+    ) -> None:
+        if not update_every_n_steps and update_starting_at_epoch is None:
+            raise ValueError(
+                "ema.update_every_n_steps=0 averages nothing but at the ends of epochs: give "
+                "+callbacks.ema.update_starting_at_epoch=<the first one>, or a number of steps."
+            )
+        super().__init__(
+            device,
+            use_buffers,
+            decay,
+            update_every_n_steps,
+            update_starting_at_step,
+            update_starting_at_epoch,
+        )
+        # Lightning passes these on to torch's AveragedModel, which takes one of the two functions.
+        self._kwargs = {"multi_avg_fn": get_ema_multi_avg_fn(decay)}
 
     def average_of(self, pl_module: L.LightningModule) -> L.LightningModule:
         """Return the module that holds the average, of a run that has begun."""
