@@ -153,7 +153,8 @@ def test_a_command_in_the_docs_does_what_it_is_there_for(
         return
     (folder,) = made
     if target == "evaluate":
-        assert json.loads((folder / "evaluation.json").read_text())["test/acc"] >= 0
+        accuracy = json.loads((folder / "evaluation.json").read_text())["test/acc"]
+        assert re.search(rf"^pictures +20\n.*\naccuracy +{accuracy:.2%}$", done.stdout, re.M)
     elif target == "predict":
         assert len((folder / "predictions.csv").read_text().splitlines()) == 1 + 20
     elif target == "export":

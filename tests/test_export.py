@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 import litvision
 from conftest import Run, run_command, write_image_folder
+from litvision import export
+from litvision.commandline import CONF
+from litvision.errors import UserError
 from litvision.export import compare
 
 TRAIN = (
@@ -95,17 +101,32 @@ def test_torch_export_gives_the_classifiers_probabilities_for_any_batch(
 
 
 def test_what_differs_is_not_kept_and_an_older_file_stays(
-    trained: Path, run: Run, tmp_path: Path
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write, run = export.FORMATS["torch_export"]
+
+    def wrong(file: Path) -> Callable[[Tensor], Tensor]:
+        program = run(file)
+        return lambda pixels: program(pixels) + 0.25
+
+    monkeypatch.setitem(export.FORMATS, "torch_export", (write, wrong))
     kept = tmp_path / "classifier.pt2"
     kept.write_text("the one before")
-    options = [f"checkpoint={trained}", "format=torch_export", f"output={kept}"]
-    done = run("export", *options, "tolerance=1e-30")
-    assert done.returncode in (0, 1)
-    if done.returncode:  # there is a difference in the last digit
-        assert "was not kept" in done.stderr
-        assert kept.read_text() == "the one before"
-    assert [file.name for file in tmp_path.glob("*.pt2")] == ["classifier.pt2"]
+    with initialize_config_dir(str(CONF)):
+        cfg = compose(
+            "export",
+            [
+                f"checkpoint={trained}",
+                "format=torch_export",
+                f"output={kept}",
+                f"run_dir={tmp_path}",
+            ],
+        )
+    main: Any = export.main
+    with pytest.raises(UserError, match=r"differs from the original by 0\.25 .* was not kept"):
+        main.__wrapped__(cfg)
+    assert kept.read_text() == "the one before"
+    assert list(tmp_path.iterdir()) == [kept]
 
 
 @pytest.mark.parametrize("bad", [0.01, float("nan")])

@@ -121,10 +121,10 @@ def test_the_checks_of_a_project_renamed_by_make_pass(clone: Path) -> None:
     ],
 )
 def test_a_name_that_does_not_do_changes_nothing(name: str, reason: str) -> None:
+    before = {path: path.read_bytes() for path in rename.files(ROOT)}
     with pytest.raises(SystemExit, match=f"error: NAME={name}: {reason}"):
         rename.main([name])
-    assert rename.PACKAGE.name == "litvision"
-    assert rename.PACKAGE.is_dir()
+    assert {path: path.read_bytes() for path in rename.files(ROOT)} == before
 
 
 def test_only_text_is_rewritten(tmp_path: Path) -> None:

@@ -328,15 +328,17 @@ def test_two_limits_at_once_leave_none_behind() -> None:
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_AS)
     entered, leave = threading.Event(), threading.Event()
+    order: list[str] = []
 
     def first() -> None:
         with trust.memory_limit(2**30):
             entered.set()
             leave.wait(5)
+            order.append("the first leaves")
 
     def second() -> None:
         with trust.memory_limit(2**31):
-            pass
+            order.append("the second enters")
 
     threads = [threading.Thread(target=function) for function in (first, second)]
     threads[0].start()
@@ -346,4 +348,5 @@ def test_two_limits_at_once_leave_none_behind() -> None:
     leave.set()
     for thread in threads:
         thread.join()
+    assert order == ["the first leaves", "the second enters"]
     assert resource.getrlimit(resource.RLIMIT_AS) == before
