@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -201,6 +201,8 @@ def use_hardware(cfg: DictConfig) -> None:
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """Build the trainer with the callbacks and loggers of the config; null ones are left out."""
     callbacks, loggers = build_all(cfg, "callbacks"), build_all(cfg, "logger")
+    # First, so that a learning rate is found for the batch that training takes.
+    callbacks.sort(key=lambda callback: not isinstance(callback, BatchSizeFinder))
     # Lightning would put in its own for what is left out.
     options = {
         "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),

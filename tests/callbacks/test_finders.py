@@ -18,6 +18,7 @@ from litvision import hardware
 from litvision.assemble import Run, assemble
 from litvision.callbacks.batch_size_finder import LargestBatch
 from litvision.callbacks.lr_finder import smoothed, steepest
+from litvision.classifier import ImageClassifier
 from litvision.errors import UserError
 from tiny import TinyLinear
 
@@ -54,6 +55,25 @@ def weights(run: Run) -> list[Tensor]:
 
 
 BOTH = ["callbacks=[lr_finder,batch_size_finder]", LR[1], BATCH[1]]
+
+
+@pytest.mark.parametrize("names", ["lr_finder,batch_size_finder", "batch_size_finder,lr_finder"])
+@pytest.mark.parametrize(("apply", "expected"), [("true", 30), ("false", 16)])
+def test_a_rate_is_found_for_the_batch_of_training(
+    compose_train: Compose, monkeypatch: pytest.MonkeyPatch, names: str, apply: str, expected: int
+) -> None:
+    by_rate: dict[float, int] = {}
+    step = ImageClassifier.training_step
+
+    def noted(self: ImageClassifier, batch: Any, batch_idx: int) -> Tensor:
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        by_rate[rate] = max(len(batch.labels), by_rate.get(rate, 0))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", noted)
+    both = [f"callbacks=[{names}]", LR[1], BATCH[1]]
+    trained(compose_train(*both, *QUIET, f"callbacks.batch_size_finder.apply={apply}"))
+    assert by_rate[min(by_rate)] == expected
 
 
 @pytest.mark.parametrize("finder", [LR, BATCH, BOTH], ids=["lr", "batch size", "both"])
