@@ -5,12 +5,14 @@ from __future__ import annotations
 import statistics
 
 import torch
+from torchvision.transforms.v2 import TrivialAugmentWide
 
 from benchmarks.measure import Table, copy_bandwidth, in_turn, ratios
 from benchmarks.pictures import Pictures
 from benchmarks.plain import loader
 from litvision import hardware
 from litvision.datamodule import ImageDataModule
+from litvision.trivial_augment import trivial_augment
 
 PICTURES, BATCH, ROUNDS = 50_000, 128, 5
 
@@ -47,6 +49,23 @@ def main() -> None:
         f"{rates['ours']:,.0f}",
         f"{limit:,.0f} ({bandwidth / 1e9:.0f} GB/s)",
         rates["ours"] / limit,
+    )
+    pixels = torch.randint(256, (BATCH, 32, 32, 3), dtype=torch.uint8)
+    seeds = torch.randint(2**31, (BATCH,))
+    augment = TrivialAugmentWide()
+    alone = pixels.permute(0, 3, 1, 2).unbind()
+    both = {
+        "ours": lambda: trivial_augment(pixels, seeds),
+        "theirs": lambda: torch.stack([augment(picture) for picture in alone]),
+    }
+    seconds = in_turn(both, rounds=4 * ROUNDS)
+    rates = {name: BATCH / statistics.median(values) for name, values in seconds.items()}
+    table.add(
+        "TrivialAugment, images/s, beside torchvision's, picture by picture",
+        f"{rates['ours']:,.0f}",
+        f"{rates['theirs']:,.0f}",
+        ratios(seconds["theirs"], seconds["ours"]),
+        "≥ 1",
     )
     table.notes.append(
         f"Medians of {ROUNDS} epochs each, in turn; {torch.get_num_threads()} threads. The second "

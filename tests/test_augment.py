@@ -1,4 +1,4 @@
-"""TrivialAugment, Cutout, mixup and CutMix: what they do to a batch, and that it repeats."""
+"""Cutout, mixup and CutMix: what they do to a batch, and that it repeats, as TrivialAugment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from litvision.augment import mix, trivial_augment
+from litvision.augment import mix
 from litvision.batches import Images
 from litvision.classifier import ImageClassifier
 from litvision.datamodule import ImageDataModule
@@ -39,17 +39,6 @@ def epoch(**options: Any) -> list[Any]:
     made = ImageDataModule(Source, **plain)
     made.setup()
     return [made.on_after_batch_transfer(batch, 0) for batch in made.train_dataloader()]
-
-
-def test_trivial_augment_treats_each_picture_by_its_own_seed() -> None:
-    pixels = noise()
-    found = trivial_augment(pixels, torch.arange(8))
-    assert found.shape == pixels.shape
-    assert found.dtype == torch.uint8
-    changed = [not torch.equal(a, b) for a, b in zip(found, pixels, strict=True)]
-    assert sum(changed) >= 4  # one of fourteen operations is to leave it
-    assert torch.equal(trivial_augment(pixels[3:5], torch.tensor([3, 4])), found[3:5])
-    assert not torch.equal(trivial_augment(pixels, torch.arange(8) + 100), found)
 
 
 def test_mixup_is_its_formula() -> None:

@@ -1,8 +1,8 @@
-"""What torchvision does to training pictures beyond crop and flip: TrivialAugment, mixup, CutMix.
+"""What torchvision does to batches of training pictures: mixup, CutMix.
 
-torchvision draws from torch's global random numbers; here they are set for each picture or batch
-from the sampler's draws and put back afterwards, so that these too are the same in a run that is
-repeated or resumed.
+torchvision draws from torch's global random numbers; here they are set for each batch from the
+sampler's draws and put back afterwards, so that these too are the same in a run that is repeated or
+resumed.
 """
 
 from __future__ import annotations
@@ -17,29 +17,6 @@ from torch import Tensor
 
 Augment = Literal["trivial", "cutout"]
 Mix = Literal["mixup", "cutmix"]
-
-
-def trivial_augment(pixels: Tensor, seeds: Tensor) -> Tensor:
-    """Do one random thing, of random strength, to each picture: rotate, shear, brighten, …
-
-    TrivialAugment, Müller and Hutter 2021, arXiv 2103.10158; torchvision's wide variant.
-
-    Args:
-        pixels: uint8 `[B, H, W, C]`.
-        seeds: int64 `[B]`, what each picture's choice is drawn from.
-
-    Returns:
-        uint8 `[B, H, W, C]`.
-    """
-    from torchvision.transforms.v2 import TrivialAugmentWide
-
-    augment = TrivialAugmentWide()
-    with _borrowed_random_numbers() as generator:
-        pictures = []
-        for picture, seed in zip(pixels.permute(0, 3, 1, 2), seeds.tolist(), strict=True):
-            generator.manual_seed(seed)
-            pictures.append(augment(picture))
-    return torch.stack(pictures).permute(0, 2, 3, 1)
 
 
 def mix(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from litvision import hardware
-from litvision.augment import Augment, Mix, mix, trivial_augment
+from litvision.augment import Augment, Mix, mix
 from litvision.batches import (
     Batch,
     EpochOrder,
@@ -28,6 +28,7 @@ from litvision.batches import (
 from litvision.class_choice import choose
 from litvision.errors import UserError
 from litvision.transforms import Padding, brighten, crop, cutout, flip, normalize
+from litvision.trivial_augment import trivial_augment
 
 
 class Source(Protocol):
