@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -35,12 +35,16 @@ def compare(
     table.add(what, ms["ours"], ms["theirs"], ratios(seconds["ours"], seconds["theirs"]), "≤ 1")
 
 
-def average(callback: EMAWeightAveraging, network: nn.Module) -> Callable[[], object]:
-    """Return what a callback has its average do after each step."""
-    module = ImageClassifier(network)
-    callback.setup(L.Trainer(logger=False, enable_checkpointing=False), module, "fit")
-    averaged: Any = callback._average_model
-    return partial(averaged.update_parameters, module)
+def average(network: nn.Module, *callbacks: EMAWeightAveraging) -> Iterator[Callable[[], object]]:
+    """Yield what each callback has its average do after a step, set up as for a run."""
+    module, trainer = ImageClassifier(network), L.Trainer(logger=False, enable_checkpointing=False)
+    for callback in callbacks:
+        callback.setup(trainer, module, "fit")
+    network.to(memory_format=torch.channels_last)  # which the module's own setup does after theirs
+    for callback in callbacks:
+        callback.on_fit_start(trainer, module)
+        averaged: Any = callback._average_model
+        yield partial(averaged.update_parameters, module)
 
 
 def main() -> None:
@@ -54,8 +58,7 @@ def main() -> None:
         ours = ImageClassifier(network, OPTIMIZERS[name]).configure_optimizers()
         what = f"{type(network).__name__}, fused {name}, beside torch's as it is"
         compare(table, what, ours.step, theirs.step)
-    network = ResNet18().to(memory_format=torch.channels_last)
-    both = (average(callback, network) for callback in (EMA(), EMAWeightAveraging()))
+    both = average(ResNet18(), EMA(), EMAWeightAveraging())
     compare(table, "ResNet18, callbacks=ema, beside Lightning's", *both)
     table.notes.append(f"Medians of {ROUNDS} in turn; {torch.get_num_threads()} threads.")
     table.save("update")

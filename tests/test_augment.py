@@ -13,6 +13,7 @@ from litvision.augment import mix
 from litvision.batches import Images
 from litvision.classifier import ImageClassifier
 from litvision.datamodule import ImageDataModule
+from litvision.errors import UserError
 from litvision.transforms import brighten
 from tiny import TinyLinear
 
@@ -60,6 +61,17 @@ def test_cutmix_labels_a_picture_by_its_areas() -> None:
         assert shares[k, k] == pytest.approx(float(own), abs=1e-6)
         assert shares[k, (k - 1) % 6] == pytest.approx(float(other), abs=1e-6)
     assert 0 < shares[0, 0] < 1
+
+
+def test_trivial_augment_takes_grey_and_colour_alone() -> None:
+    class Four(Source):
+        def read(self) -> dict[str, Images]:
+            images = Images(noise()[..., [0, 1, 2, 0]], torch.arange(8) % 3, CLASSES)
+            return {"train": images, "test": images}
+
+    made = ImageDataModule(Four, augment="trivial", mean=(0.5,) * 4, std=(0.25,) * 4)
+    with pytest.raises(UserError, match=r"augment=trivial takes .* have 4 channels: give"):
+        made.setup()
 
 
 @pytest.mark.parametrize("options", [{"augment": "trivial"}, {"mix": "mixup"}, {"mix": "cutmix"}])

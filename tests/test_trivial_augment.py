@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import TrivialAugmentWide
 from torchvision.transforms.v2 import functional as transforms
 
-from litvision.trivial_augment import LEVELS, OPERATIONS, Choice, augment, trivial_augment
+from litvision.trivial_augment import BINS, OPERATIONS, Choice, augment, trivial_augment
 from test_optimizers import Counted
 
 
@@ -60,16 +60,16 @@ def test_the_operations_are_torchvisions() -> None:
 def test_each_picture_becomes_what_torchvision_makes_of_it(
     height: int, width: int, channels: int
 ) -> None:
-    every = [(o, k, s) for o in range(len(OPERATIONS)) for k in range(LEVELS) for s in (1, -1)]
+    every = [(o, k, s) for o in range(len(OPERATIONS)) for k in range(BINS) for s in (1, -1)]
     given = pictures(len(every), height, width, channels)
     choice = Choice(*torch.tensor(every)[torch.randperm(len(every))].unbind(1))
     found = augment(given, choice)
     assert found.dtype == torch.uint8
     off: dict[str, list[Tensor]] = {}
     for before, after, *chosen in zip(given, found, *(c.tolist() for c in choice), strict=True):
-        name, level, sign = OPERATIONS[chosen[0]], chosen[1], chosen[2]
+        name, number, sign = OPERATIONS[chosen[0]], chosen[1], chosen[2]
         most, alone = ALONE[name]
-        magnitude = sign * float(torch.linspace(0, most, LEVELS)[level])
+        magnitude = sign * float(torch.linspace(0, most, BINS)[number])
         expected = alone(before.permute(2, 0, 1), magnitude).permute(1, 2, 0)
         off.setdefault(name, []).append((after.int() - expected.int()).abs())
     for name, distances in off.items():
@@ -96,10 +96,10 @@ def test_a_picture_is_treated_by_its_own_seed_alone() -> None:
 
 def test_every_choice_is_as_likely() -> None:
     seeds = torch.randint(2**31, (100_000,), generator=torch.Generator().manual_seed(0))
-    for values, count in zip(Choice.drawn(seeds), (len(OPERATIONS), LEVELS, 2), strict=True):
+    for values, count in zip(Choice.drawn(seeds), (len(OPERATIONS), BINS, 2), strict=True):
         shares = values.unique(return_counts=True)[1] / len(seeds)
         assert len(shares) == count
-        assert (shares * count - 1).abs().max() < 0.08  # four standard deviations of 31 levels
+        assert (shares * count - 1).abs().max() < 0.08  # 4.6 standard deviations of 31 bins
 
 
 def test_the_work_is_that_of_a_fixed_number_of_operations() -> None:

@@ -98,7 +98,7 @@ class Batch(NamedTuple):
 
 
 # Random numbers a picture: crop row, crop column, flip, cutout row, cutout column, and a seed for
-# mixing and TrivialAugment, or else, by its upper and lower bits, brightness and contrast.
+# mixing, for TrivialAugment and, by its upper and lower bits, for brightness and contrast.
 DRAWS = 6
 
 

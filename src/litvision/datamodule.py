@@ -215,6 +215,11 @@ class ImageDataModule(L.LightningDataModule):
                 f"data.mean and data.std take {train.pixels.shape[3]} values, one a channel, "
                 f"not {len(self.mean)} and {len(self.std)}."
             )
+        if self.augment == "trivial" and train.pixels.shape[3] not in (1, 3):
+            raise UserError(
+                "data.augment=trivial takes grey or colour pictures, and these have "
+                f"{train.pixels.shape[3]} channels: give data.augment=cutout, or null."
+            )
         self._mean, self._std = torch.tensor(self.mean), torch.tensor(self.std)
         largest = min(self.image_size) + 2 * self.padding
         if self.crop is not None and self.crop > largest:

@@ -146,9 +146,9 @@ class Muon(Optimizer):
         if group["kind"] == "filter":
             if group["keep_norm"]:
                 p.mul_(len(p) ** 0.5 / p.norm().clamp(min=1e-12))  # zeros stay zeros
-            rows = _rows(update, p)
+            rows = _in_memory_order(update, p)
             found = orthogonalize(rows.flatten(1), group["steps"])
-            update = _rows(found.view(rows.shape), p, back=True)
+            update = _in_memory_order(found.view(rows.shape), p, back=True)
         p.add_(update.to(p.dtype), alpha=-group["lr"])
 
     def _update_together(self, weights: list[Tensor], group: dict[str, Any]) -> None:
@@ -171,14 +171,16 @@ class Muon(Optimizer):
             for number, p in enumerate(weights):
                 alike.setdefault((*p.shape, *p.stride()), []).append(number)
             for numbers in alike.values():
-                rows = [_rows(updates[number], weights[number]) for number in numbers]
+                rows = [_in_memory_order(updates[number], weights[number]) for number in numbers]
                 found = orthogonalize(torch.stack([x.flatten(1) for x in rows]), group["steps"])
                 for number, row, update in zip(numbers, rows, found.to(rows[0].dtype), strict=True):
-                    updates[number] = _rows(update.view(row.shape), weights[number], back=True)
+                    updates[number] = _in_memory_order(
+                        update.view(row.shape), weights[number], back=True
+                    )
         torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
 
-def _rows(update: Tensor, weight: Tensor, back: bool = False) -> Tensor:
+def _in_memory_order(update: Tensor, weight: Tensor, back: bool = False) -> Tensor:
     """Bring channels to where they lie in a weight's memory, or back: a view of the update.
 
     So that a filter is one row without a copy; orthogonalising knows no order of columns.
@@ -239,7 +241,7 @@ def spare_copies(optimizer: Optimizer) -> None:
     like). In the order of its memory, the gradient is contiguous as it is.
     """
     gather = getattr(optimizer, "_init_group", None)
-    if gather is None:
+    if gather is None or not any(group.get("fused") for group in optimizer.param_groups):
         return
 
     def gather_in_memory_order(
@@ -251,7 +253,7 @@ def spare_copies(optimizer: Optimizer) -> None:
             for number, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
                 same = gradient.stride() == weight.stride() and type(gradient) is Tensor
                 if same and gradient.device.type == "cpu":
-                    gradients[number] = _rows(gradient, weight)
+                    gradients[number] = _in_memory_order(gradient, weight)
         return result
 
     optimizer._init_group = gather_in_memory_order  # type: ignore[attr-defined]

@@ -17,21 +17,21 @@ OPERATIONS = (
     *("Brightness", "Color", "Contrast", "Sharpness"),
     *("Posterize", "Solarize", "AutoContrast", "Equalize"),
 )
-LEVELS = 31  # of strength, from none to the most
+BINS = 31  # of a magnitude, from none to the most
 
 
 class Choice(NamedTuple):
     """What is to be done to each picture of a batch, on the CPU."""
 
     operation: Tensor  # int64 [B], of OPERATIONS
-    level: Tensor  # int64 [B], of LEVELS
+    bins: Tensor  # int64 [B], of BINS
     sign: Tensor  # int64 [B], 1 or -1
 
     @classmethod
     def drawn(cls, seeds: Tensor) -> Choice:
-        """Choose by seeds, int64 `[B]`, uniform over many times the 868 things that can be done."""
+        """Choose by seeds, int64 `[B]`, uniform up to many times 868: all that may be done."""
         rest, operation = seeds // len(OPERATIONS), seeds % len(OPERATIONS)
-        return cls(operation, rest % LEVELS, 1 - 2 * (rest // LEVELS % 2))
+        return cls(operation, rest % BINS, 1 - 2 * (rest // BINS % 2))
 
 
 def trivial_augment(pixels: Tensor, seeds: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def augment(pixels: Tensor, choice: Choice) -> Tensor:
     """Do to each picture what was chosen for it, as torchvision's TrivialAugmentWide does.
 
     Pictures that share an operation are taken together: a batch takes 200 calls of torch, however
-    many pictures it has, where one by one each takes 17, three of which a GPU is waited for.
+    many pictures it has. One by one, each takes 17, and three times the CPU waits for a GPU.
 
     Args:
         pixels: uint8 `[B, H, W, C]`, C being 1 or 3.
@@ -63,7 +63,7 @@ def augment(pixels: Tensor, choice: Choice) -> Tensor:
     from torchvision.transforms.v2 import functional as transforms
 
     order = choice.operation.argsort()
-    operation, level, sign = (values[order] for values in choice)
+    operation, bins, sign = (values[order] for values in choice)
     ends = torch.bincount(operation, minlength=len(OPERATIONS)).cumsum(0).tolist()
     bounds = dict(zip(OPERATIONS, zip([0, *ends], ends, strict=False), strict=True))
     there, back = (send(numbers, pixels.device) for numbers in (order, order.argsort()))
@@ -74,23 +74,23 @@ def augment(pixels: Tensor, choice: Choice) -> Tensor:
         return slice(bounds[first][0], bounds[last][1])
 
     part = between("ShearX", "Rotate")
-    matrices = inverse_matrices(operation[part], level[part], sign[part], size)
+    matrices = inverse_matrices(operation[part], bins[part], sign[part], size)
     if len(matrices):
-        images[part] = moved(images[part], send(matrices, images.device))
+        images[part] = affine(images[part], send(matrices, images.device))
 
     part = between("Brightness", "Sharpness")
-    factors = 1 + strength(0.99, level[part]) * sign[part]
+    factors = 1 + magnitude(0.99, bins[part]) * sign[part]
     names = OPERATIONS[OPERATIONS.index("Brightness") : OPERATIONS.index("Posterize")]
-    others = [other(name, images[between(name, name)]) for name in names]
-    images[part] = blended(images[part], torch.cat(others), send(factors, images.device))
+    degenerates = [degenerate(name, images[between(name, name)]) for name in names]
+    images[part] = blend(images[part], torch.cat(degenerates), send(factors, images.device))
 
     part = between("Posterize", "Posterize")
-    lost = strength(6, level[part]).round().long()  # bits, of eight
+    lost = magnitude(6, bins[part]).round().long()  # bits, of eight
     masks = send((256 - 2**lost).to(torch.uint8), images.device)
     images[part] &= masks[:, None, None, None]
 
     part = between("Solarize", "Solarize")
-    thresholds = 255 * torch.linspace(1, 0, LEVELS)[level[part]]
+    thresholds = 255 * torch.linspace(1, 0, BINS)[bins[part]]
     thresholds = send(thresholds, images.device)[:, None, None, None]
     some = images[part]
     images[part] = torch.where(some >= thresholds, 255 - some, some)
@@ -102,25 +102,25 @@ def augment(pixels: Tensor, choice: Choice) -> Tensor:
     return images.permute(0, 2, 3, 1).index_select(0, back)
 
 
-def strength(most: float, level: Tensor) -> Tensor:
-    """Return what each level of a strength up to `most` is, float32."""
-    return torch.linspace(0, most, LEVELS)[level]
+def magnitude(most: float, bins: Tensor) -> Tensor:
+    """Return the magnitude that stands for each bin, float32, evenly from 0 to `most`."""
+    return torch.linspace(0, most, BINS)[bins]
 
 
-def inverse_matrices(operation: Tensor, level: Tensor, sign: Tensor, size: torch.Size) -> Tensor:
+def inverse_matrices(operation: Tensor, bins: Tensor, sign: Tensor, size: torch.Size) -> Tensor:
     """Return where each position comes from, for operations from ShearX to Rotate.
 
     Args:
-        operation, level, sign: of N pictures, see `Choice`.
+        operation, bins, sign: of N pictures, see `Choice`.
         size: height and width of the pictures, in pixels.
 
     Returns:
-        float32 `[N, 2, 3]`, in pixels from the picture's middle; `moved` takes them.
+        float32 `[N, 2, 3]`, in pixels from the picture's middle; `affine` takes them.
     """
     height, width = size
-    shear = sign * strength(0.99, level)
-    shift = sign * strength(32, level).trunc()
-    angle = torch.deg2rad(sign * strength(135, level).double())
+    shear = sign * magnitude(0.99, bins)
+    shift = sign * magnitude(32, bins).trunc()
+    angle = torch.deg2rad(sign * magnitude(135, bins).double())
     matrices = torch.eye(2, 3).repeat(len(operation), 1, 1)
 
     def put(name: str, row: int, column: int, values: Tensor) -> None:
@@ -141,7 +141,7 @@ def inverse_matrices(operation: Tensor, level: Tensor, sign: Tensor, size: torch
     return matrices
 
 
-def moved(images: Tensor, matrices: Tensor) -> Tensor:
+def affine(images: Tensor, matrices: Tensor) -> Tensor:
     """Take each pixel from where its matrix says, the nearest one; black beyond the edge.
 
     Args:
@@ -150,16 +150,14 @@ def moved(images: Tensor, matrices: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     ys, xs = (torch.arange(n, device=images.device) - (n - 1) / 2 for n in (height, width))
-    places = torch.stack(
-        (*torch.meshgrid(xs, ys, indexing="xy"), torch.ones_like(ys[:, None] + xs))
-    )
-    half = torch.stack((torch.full_like(xs[0], width / 2), torch.full_like(xs[0], height / 2)))
-    grid = (matrices / half[:, None]) @ places.flatten(1)
-    grid = grid.mT.unflatten(1, (height, width))
+    # By hand: a GPU may multiply matrices in ten bits, which are too few for a place.
+    scaled = torch.stack((matrices[:, 0] / (width / 2), matrices[:, 1] / (height / 2)), dim=1)
+    a, b, c = scaled[..., None, None].unbind(2)
+    grid = (a * xs + b * ys[:, None] + c).permute(0, 2, 3, 1)
     return F.grid_sample(images.float(), grid, mode="nearest", align_corners=False).to(images.dtype)
 
 
-def other(name: str, images: Tensor) -> Tensor:
+def degenerate(name: str, images: Tensor) -> Tensor:
     """Return what an operation blends pictures with: black, grey, mean grey, or blurred.
 
     Args:
@@ -179,13 +177,13 @@ def other(name: str, images: Tensor) -> Tensor:
     return grey if name == "Color" else grey[:, :1].mean((1, 2, 3), keepdim=True).expand_as(grey)
 
 
-def blended(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
-    """Return others + factor * (images - others), uint8 `[N, C, H, W]`, with a factor a picture.
+def blend(images: Tensor, degenerates: Tensor, factors: Tensor) -> Tensor:
+    """Return degenerates + factor * (images - degenerates), uint8, with a factor a picture.
 
     Args:
         images: uint8 `[N, C, H, W]`.
-        others: float32, of the same shape.
+        degenerates: float32, of the same shape.
         factors: float32 `[N]`, 0 to 2.
     """
-    differences = (images - others).mul_(factors[:, None, None, None])
-    return differences.add_(others).clamp_(0, 255).to(images.dtype)
+    differences = (images - degenerates).mul_(factors[:, None, None, None])
+    return differences.add_(degenerates).clamp_(0, 255).to(images.dtype)

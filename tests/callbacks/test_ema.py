@@ -106,6 +106,17 @@ def test_an_update_goes_over_all_weights_at_once() -> None:
     assert "aten::mul" not in counts
 
 
+def test_the_average_lies_in_memory_as_the_weights(compose_train: Compose) -> None:
+    network = ["model.network._target_=callbacks.test_sparsity.Small", "model.channels_last=true"]
+    run = assemble(compose_train(*OPTIONS, *network, "trainer.max_epochs=1"))
+    (callback,) = [c for c in run.trainer.callbacks if isinstance(c, EMA)]
+    run.trainer.fit(run.classifier, run.datamodule)
+    average: Any = callback._average_model
+    pairs = list(zip(average.module.parameters(), run.classifier.parameters(), strict=True))
+    assert any(not weight.is_contiguous() for _, weight in pairs)
+    assert all(own.stride() == weight.stride() for own, weight in pairs)
+
+
 SHORT = [
     *OPTIONS, "data=shapes", "data.train_size=40", "data.test_size=20", "data.batch_size=16",
     "model.network._target_=tiny.TinyNet", "trainer.accelerator=cpu", "trainer.max_epochs=3",

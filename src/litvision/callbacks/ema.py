@@ -17,7 +17,7 @@ class EMA(EMAWeightAveraging):
     The test after training measures it too: Lightning loads the weights that were trained, and not
     their average, from a checkpoint that is tested in the process that saved it. And as long as
     nothing is averaged yet, as before `update_starting_at_step`, the trained weights are validated
-    and saved, not the initial ones. Options are those of `EMAWeightAveraging`.
+    and saved, not the initial ones.
 
     All weights are averaged together and in place: one pass over memory instead of four, and a few
     kernels on a GPU where Lightning's way takes three for each weight.
@@ -52,6 +52,12 @@ class EMA(EMAWeightAveraging):
         )
         # Lightning passes these on to torch's AveragedModel, which takes one of the two functions.
         self._kwargs = {"multi_avg_fn": get_ema_multi_avg_fn(decay)}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lay the average out in memory as the weights, which may have changed since `setup`."""
+        average: Any = self._average_model
+        for own, weight in zip(average.module.parameters(), pl_module.parameters(), strict=True):
+            own.data = torch.empty_like(weight, device=own.device).copy_(own.data)
 
     def average_of(self, pl_module: L.LightningModule) -> L.LightningModule:
         """Return the module that holds the average, of a run that has begun."""
