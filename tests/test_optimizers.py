@@ -256,6 +256,15 @@ def test_fused_optimizers_copy_no_gradient_and_update_as_others(
     assert "aten::clone" not in kernels
 
 
+def test_an_optimizer_of_ones_own_gathers_as_it_likes() -> None:
+    class Own(torch.optim.SGD):
+        def _init_group(self, group: Any, *, params: Any, grads: Any) -> None:
+            raise NotImplementedError
+
+    own = ImageClassifier(nn.Linear(2, 2), partial(Own, lr=0.1, fused=True)).configure_optimizers()
+    assert own._init_group.__func__ is Own._init_group
+
+
 def test_a_gradient_that_lies_otherwise_than_its_weight_is_not_reordered() -> None:
     weight = nn.Parameter(torch.randn(4, 5, 3, 3).to(memory_format=torch.channels_last))
     optimizer = ImageClassifier(

@@ -240,7 +240,8 @@ def spare_copies(optimizer: Optimizer) -> None:
     a contiguous copy of the gradient, which nothing reads (torch 2.15, `FusedSGDKernel.cpp` and its
     like). In the order of its memory, the gradient is contiguous as it is.
     """
-    gather = getattr(optimizer, "_init_group", None)
+    torchs = type(optimizer).__module__.startswith("torch.optim.")
+    gather = getattr(optimizer, "_init_group", None) if torchs else None
     if gather is None or not any(group.get("fused") for group in optimizer.param_groups):
         return
 
