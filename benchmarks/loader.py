@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 
 import torch
 from torchvision.transforms.v2 import TrivialAugmentWide
@@ -15,6 +16,27 @@ from litvision.datamodule import ImageDataModule
 from litvision.trivial_augment import trivial_augment
 
 PICTURES, BATCH, ROUNDS = 50_000, 128, 5
+
+
+def compare(
+    table: Table,
+    what: str,
+    images: int,
+    both: dict[str, Callable[[], object]],
+    rounds: int,
+    limit: str,
+) -> float:
+    """Time both ways to load so many images in turn, add a row, and return our images/s."""
+    seconds = in_turn(both, rounds)
+    rates = {name: images / statistics.median(values) for name, values in seconds.items()}
+    table.add(
+        what,
+        f"{rates['ours']:,.0f}",
+        f"{rates['theirs']:,.0f}",
+        ratios(seconds["theirs"], seconds["ours"]),
+        limit,
+    )
+    return rates["ours"]
 
 
 def main() -> None:
@@ -32,13 +54,12 @@ def main() -> None:
         for _ in theirs:
             pass
 
-    seconds = in_turn({"ours": load_ours, "theirs": load_theirs}, ROUNDS)
-    rates = {name: PICTURES / statistics.median(values) for name, values in seconds.items()}
-    table.add(
+    rate = compare(
+        table,
         "images/s, one process, beside torchvision's data set + PIL + DataLoader with 2",
-        f"{rates['ours']:,.0f}",
-        f"{rates['theirs']:,.0f}",
-        ratios(seconds["theirs"], seconds["ours"]),
+        PICTURES,
+        {"ours": load_ours, "theirs": load_theirs},
+        ROUNDS,
         "≥ 12",
     )
     bandwidth = copy_bandwidth()
@@ -46,24 +67,22 @@ def main() -> None:
     limit = bandwidth / (3072 * 5)
     table.add(
         "the same, beside the bandwidth of memory",
-        f"{rates['ours']:,.0f}",
+        f"{rate:,.0f}",
         f"{limit:,.0f} ({bandwidth / 1e9:.0f} GB/s)",
-        rates["ours"] / limit,
+        rate / limit,
     )
     pixels = torch.randint(256, (BATCH, 32, 32, 3), dtype=torch.uint8)
     augment = TrivialAugmentWide()
     alone = pixels.permute(0, 3, 1, 2).unbind()
-    both = {
-        "ours": lambda: trivial_augment(pixels, torch.randint(2**31, (BATCH,))),
-        "theirs": lambda: torch.stack([augment(picture) for picture in alone]),
-    }
-    seconds = in_turn(both, rounds=4 * ROUNDS)
-    rates = {name: BATCH / statistics.median(values) for name, values in seconds.items()}
-    table.add(
+    compare(
+        table,
         "TrivialAugment, images/s, beside torchvision's, picture by picture",
-        f"{rates['ours']:,.0f}",
-        f"{rates['theirs']:,.0f}",
-        ratios(seconds["theirs"], seconds["ours"]),
+        BATCH,
+        {
+            "ours": lambda: trivial_augment(pixels, torch.randint(2**31, (BATCH,))),
+            "theirs": lambda: torch.stack([augment(picture) for picture in alone]),
+        },
+        4 * ROUNDS,
         "≥ 1",
     )
     table.notes.append(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from counted import Counted
 from litvision.classifier import ImageClassifier
 from litvision.networks.speednet import SpeedNet
 from litvision.optimizers import Muon, orthogonalize
@@ -152,21 +152,6 @@ def test_together_weights_are_updated_as_one_by_one(
     buffers = zip(first.state.values(), second.state.values(), strict=True)
     for a, b in buffers:
         torch.testing.assert_close(b["momentum_buffer"], a["momentum_buffer"])
-
-
-class Counted(TorchDispatchMode):
-    """Counts operations, each of which would launch one kernel or more on a GPU; no views."""
-
-    VIEWS = ("_reshape_alias", "_unsafe_view", "alias", "detach", "expand", "permute", "select",
-             "slice", "t", "transpose", "unbind", "view")  # fmt: skip
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.__name__.partition(".")[0] not in self.VIEWS
-        return func(*args, **(kwargs or {}))
 
 
 def test_together_takes_a_third_of_the_operations() -> None:

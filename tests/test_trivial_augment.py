@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import TrivialAugmentWide
 from torchvision.transforms.v2 import functional as transforms
 
+from counted import Counted
 from litvision.trivial_augment import BINS, OPERATIONS, Choice, augment, trivial_augment
-from test_optimizers import Counted
 
 
 def pictures(count: int, height: int = 32, width: int = 32, channels: int = 3) -> Tensor:

@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from litvision import hardware
 from litvision.batches import Batch
 from litvision.errors import UserError
-from litvision.optimizers import as_laid_out, spare_copies
+from litvision.optimizers import lay_out_momenta, spare_copies
 from litvision.position import ends_here
 
 METRICS = tuple(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "acc"))
@@ -115,7 +115,7 @@ class ImageClassifier(L.LightningModule):
     def on_train_start(self) -> None:
         """Go on within an epoch, where a resumed run stopped."""
         for optimizer in self.trainer.optimizers:
-            as_laid_out(optimizer)
+            lay_out_momenta(optimizer)
         self.on_train_epoch_start()  # which Lightning calls only where an epoch begins
         resumed, self._resumed = self._resumed, None
         if resumed is None:

@@ -86,6 +86,13 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def in_layout_of(other: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in the memory layout of another of its shape: itself where it lies so."""
+    if tensor.stride() == other.stride():
+        return tensor
+    return torch.empty_like(other, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
 def free_memory() -> int | None:
     """Return the bytes of main memory that this process can still use; None if not known.
 

@@ -10,6 +10,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
 
+from litvision.hardware import in_layout_of
+
 # Of the quintic iteration of Jordan et al. 2024: steep at zero, so that few steps are enough.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -180,14 +182,15 @@ class Muon(Optimizer):
         torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
 
-def _in_memory_order(update: Tensor, weight: Tensor, back: bool = False) -> Tensor:
-    """Bring channels to where they lie in a weight's memory, or back: a view of the update.
+def _in_memory_order(tensor: Tensor, weight: Tensor, back: bool = False) -> Tensor:
+    """Bring channels to where they lie in a weight's memory, or back: a view of the tensor.
 
-    So that a filter is one row without a copy; orthogonalising knows no order of columns.
+    A channels-last gradient is contiguous so, and a filter's update one row without a copy:
+    orthogonalising knows no order of columns.
     """
     if weight.ndim != 4 or weight.is_contiguous():
-        return update
-    return update.movedim(-1, 1) if back else update.movedim(1, -1)
+        return tensor
+    return tensor.movedim(-1, 1) if back else tensor.movedim(1, -1)
 
 
 def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
@@ -220,7 +223,7 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     return x.mT if tall else x
 
 
-def as_laid_out(optimizer: Optimizer) -> None:
+def lay_out_momenta(optimizer: Optimizer) -> None:
     """Bring momenta into the memory layout of their weights.
 
     A run may be resumed where another layout is fastest. Fused optimizers go through memory as it
@@ -228,9 +231,8 @@ def as_laid_out(optimizer: Optimizer) -> None:
     """
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            alike = isinstance(value, Tensor) and value.shape == parameter.shape
-            if alike and value.stride() != parameter.stride():
-                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = in_layout_of(parameter, value)
 
 
 def spare_copies(optimizer: Optimizer) -> None:
@@ -249,11 +251,12 @@ def spare_copies(optimizer: Optimizer) -> None:
         group: dict[str, Any], weights: list[Tensor], gradients: list[Tensor], *states: list[Any]
     ) -> Any:
         result = gather(group, weights, gradients, *states)
-        # In the first step SGD makes its momenta of the gradients' shape.
-        if group.get("fused") and not any(x is None for state in states for x in state):
+        # A GPU's kernels copy nothing; and in the first step SGD makes its momenta of the
+        # gradients' shape.
+        here = group.get("fused") and all(weight.is_cpu for weight in weights)
+        if here and not any(x is None for state in states for x in state):
             for number, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
-                same = gradient.stride() == weight.stride() and type(gradient) is Tensor
-                if same and gradient.device.type == "cpu":
+                if gradient.stride() == weight.stride() and type(gradient) is Tensor:
                     gradients[number] = _in_memory_order(gradient, weight)
         return result
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from litvision.hardware import send
 
-# torchvision's wide variant. Those that move pixels come first, then those that blend the picture
-# with another, so that each of the two kinds is done together.
+# torchvision's wide variant; those that move pixels are done together, and those that blend.
+MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+BLENDS = ("Brightness", "Color", "Contrast", "Sharpness")
 OPERATIONS = (
-    *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
-    *("Brightness", "Color", "Contrast", "Sharpness"),
+    *("Identity", *MOVES, *BLENDS),
     *("Posterize", "Solarize", "AutoContrast", "Equalize"),
 )
 BINS = 31  # of a magnitude, from none to the most
@@ -70,34 +70,33 @@ def augment(pixels: Tensor, choice: Choice) -> Tensor:
     images = pixels.index_select(0, there).permute(0, 3, 1, 2)
     size = images.shape[2:]
 
-    def between(first: str, last: str) -> slice:
-        return slice(bounds[first][0], bounds[last][1])
+    def those(*names: str) -> slice:
+        return slice(bounds[names[0]][0], bounds[names[-1]][1])
 
-    part = between("ShearX", "Rotate")
+    part = those(*MOVES)
     matrices = inverse_matrices(operation[part], bins[part], sign[part], size)
-    if len(matrices):
+    if len(matrices):  # grid_sample takes no empty batch
         images[part] = affine(images[part], send(matrices, images.device))
 
-    part = between("Brightness", "Sharpness")
+    part = those(*BLENDS)
     factors = 1 + magnitude(0.99, bins[part]) * sign[part]
-    names = OPERATIONS[OPERATIONS.index("Brightness") : OPERATIONS.index("Posterize")]
-    degenerates = [degenerate(name, images[between(name, name)]) for name in names]
+    degenerates = [degenerate(name, images[those(name)]) for name in BLENDS]
     images[part] = blend(images[part], torch.cat(degenerates), send(factors, images.device))
 
-    part = between("Posterize", "Posterize")
+    part = those("Posterize")
     lost = magnitude(6, bins[part]).round().long()  # bits, of eight
     masks = send((256 - 2**lost).to(torch.uint8), images.device)
     images[part] &= masks[:, None, None, None]
 
-    part = between("Solarize", "Solarize")
+    part = those("Solarize")
     thresholds = 255 * torch.linspace(1, 0, BINS)[bins[part]]
     thresholds = send(thresholds, images.device)[:, None, None, None]
     some = images[part]
     images[part] = torch.where(some >= thresholds, 255 - some, some)
 
-    part = between("AutoContrast", "AutoContrast")
+    part = those("AutoContrast")
     images[part] = transforms.autocontrast(images[part])
-    part = between("Equalize", "Equalize")
+    part = those("Equalize")
     images[part] = transforms.equalize(images[part])
     return images.permute(0, 2, 3, 1).index_select(0, back)
 
@@ -108,7 +107,7 @@ def magnitude(most: float, bins: Tensor) -> Tensor:
 
 
 def inverse_matrices(operation: Tensor, bins: Tensor, sign: Tensor, size: torch.Size) -> Tensor:
-    """Return where each position comes from, for operations from ShearX to Rotate.
+    """Return where each position comes from, for the operations of MOVES.
 
     Args:
         operation, bins, sign: of N pictures, see `Choice`.

@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from pydantic import Field
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from litvision.hardware import in_layout_of
+
 
 class EMA(EMAWeightAveraging):
     """Lightning's exponential moving average, faster, and with two things set right.
@@ -57,7 +59,7 @@ class EMA(EMAWeightAveraging):
         """Lay the average out in memory as the weights, which may have changed since `setup`."""
         average: Any = self._average_model
         for own, weight in zip(average.module.parameters(), pl_module.parameters(), strict=True):
-            own.data = torch.empty_like(weight, device=own.device).copy_(own.data)
+            own.data = in_layout_of(weight, own.data)
 
     def average_of(self, pl_module: L.LightningModule) -> L.LightningModule:
         """Return the module that holds the average, of a run that has begun."""
