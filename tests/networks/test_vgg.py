@@ -6,7 +6,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from litvision.networks.vgg import VGG16
+from litvision.networks.vgg import VGG16, pooling_first
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,32 @@ def test_every_layer_equals_torchvisions(train):
     for index, (output, twin_output) in enumerate(zip(ours, theirs, strict=True)):
         assert_close(output, twin_output, msg=lambda text, index=index: f"features.{index}: {text}")
     assert_close(dict(network.features.named_buffers()), dict(twin.named_buffers()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_before_relu_computes_the_same(dtype):
+    def trained(in_order: bool) -> list[Tensor]:
+        torch.manual_seed(1)
+        network = VGG16()
+        x = torch.randn(4, 3, 33, 32)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            if in_order:
+                logits = network.classifier(network.features(x).mean(dim=(2, 3)))
+            else:
+                logits = network(x)
+        logits.float().square().sum().backward()
+        return [logits, *(p.grad for p in network.parameters()), *network.buffers()]
+
+    assert_close(trained(False), trained(True), rtol=0, atol=0)
+
+
+def test_only_a_relu_before_a_pooling_changes_places():
+    order = [type(layer).__name__ for layer in pooling_first(VGG16().features)]
+    block = ["Conv2d", "BatchNorm2d", "ReLU"]
+    ended = ["Conv2d", "BatchNorm2d", "MaxPool2d", "ReLU"]
+    assert order == (block + ended) * 2 + (block * 2 + ended) * 3
+    alone = [nn.MaxPool2d(2), nn.Sigmoid(), nn.MaxPool2d(2)]
+    assert pooling_first(alone) == alone
 
 
 def test_logits_are_the_linear_map_of_the_mean_feature(network):

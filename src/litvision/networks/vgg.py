@@ -4,6 +4,7 @@ Simonyan & Zisserman, 2014, https://arxiv.org/abs/1409.1556 (configuration D);
 Ioffe & Szegedy, 2015, https://arxiv.org/abs/1502.03167.
 """
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import Field
@@ -31,8 +32,9 @@ class VGG16(nn.Module):
     resolution; then global average pooling, which takes any picture size, and one linear layer.
     14,728,266 parameters at 10 classes.
 
-    `features` has torchvision's names and indices, so that the state dict of
-    `torchvision.models.vgg16_bn().features` fits.
+    `features` has torchvision's names, indices and order, so that the state dict of
+    `torchvision.models.vgg16_bn().features` fits; `forward` takes them in the order of
+    `pooling_first`.
 
     Args:
         num_classes: the number of logits.
@@ -81,8 +83,22 @@ class VGG16(nn.Module):
                 f"VGG16 needs pictures of at least {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels, "
                 f"not {height}x{width}: enlarge or pad them"
             )
-        x = self.features(x)
+        for layer in pooling_first(self.features):
+            x = layer(x)
         return self.classifier(x.mean(dim=(2, 3)))
+
+
+def pooling_first(layers: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return layers in an order that computes the same in less time: a max-pooling before its ReLU.
+
+    The largest of four values, then the ReLU of it, is the largest of their ReLUs, and where a
+    gradient comes back, the same one of the four gets it. The ReLU has a fourth of the values.
+    """
+    ordered: list[nn.Module] = []
+    for layer in layers:
+        swap = isinstance(layer, nn.MaxPool2d) and ordered and isinstance(ordered[-1], nn.ReLU)
+        ordered.insert(len(ordered) - bool(swap), layer)
+    return ordered
 
 
 def conv_block(in_channels: int, channels: int, norm: Norm) -> list[nn.Module]:
