@@ -194,7 +194,7 @@ def test_devices_agree_on_saving_now_and_then_through_epochs(
     callback = interval_checkpoint.IntervalCheckpoint(str(tmp_path), 1e-9)
     never = interval_checkpoint.IntervalCheckpoint(str(tmp_path), None)
     for batch in [0, 1] * 6:  # epochs of two batches, of which the last is none to save after
-        loop = SimpleNamespace(_should_accumulate=lambda: False)
+        loop = SimpleNamespace(_should_accumulate=lambda: False, _data_fetcher=None)
         trainer: Any = SimpleNamespace(is_last_batch=batch == 1, fit_loop=loop, world_size=devices)
         for one in (callback, never):
             one.on_train_batch_end(trainer, trainer, None, None, batch)

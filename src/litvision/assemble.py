@@ -22,12 +22,14 @@ import litvision
 from litvision import checkpoints, hardware, records, sweeps
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 from litvision.callbacks.result import Result
+from litvision.callbacks.warmup import Warmup
 from litvision.checkpoint_io import WholeCheckpointIO
 from litvision.classifier import ImageClassifier
 from litvision.datamodule import ImageDataModule
 from litvision.determinism import obstacles
 from litvision.errors import UserError
 from litvision.initialize import IMAGENET, initialize
+from litvision.messages import settle_logging
 from litvision.optimizers import unfit_for_muon
 from litvision.position import batches_per_epoch, total_steps
 from litvision.preflight import (
@@ -40,7 +42,6 @@ from litvision.preflight import (
     counts,
     parts,
     same_run,
-    settle_logging,
     try_network,
     try_one_picture,
     try_optimizer,
@@ -201,8 +202,10 @@ def use_hardware(cfg: DictConfig) -> None:
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """Build the trainer with the callbacks and loggers of the config; null ones are left out."""
     callbacks, loggers = build_all(cfg, "callbacks"), build_all(cfg, "logger")
-    # First, so that a learning rate is found for the batch that training takes.
-    callbacks.sort(key=lambda callback: not isinstance(callback, BatchSizeFinder))
+    # First, so that a learning rate is found for the batch that training takes, and that what logs
+    # a step's rate sees the step's own.
+    first = (BatchSizeFinder, Warmup)
+    callbacks.sort(key=lambda callback: not isinstance(callback, first))
     # Lightning would put in its own for what is left out.
     options = {
         "enable_progress_bar": any(isinstance(c, ProgressBar) for c in callbacks),
@@ -217,6 +220,9 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         trainer.profiler = _NoProfiler()
     for callback in trainer.callbacks:
         _settle_state_key(callback)
+    # With `max_steps`, Lightning takes every checkpoint for one from within an epoch, and resumed
+    # from an epoch's end trains a batch more of that epoch.
+    trainer.fit_loop._iteration_based_training = lambda: False
     return trainer
 
 

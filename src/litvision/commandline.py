@@ -131,6 +131,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             except KeyboardInterrupt:
                 print("stopped by Ctrl-C", file=sys.stderr)
                 raise SystemExit(128 + signal.SIGINT) from None
+            except SystemExit as ended:
+                # Its status would be 0. By name, since importing it would import torch.
+                if type(ended).__name__ != "SIGTERMException":
+                    raise
+                print("stopped by SIGTERM", file=sys.stderr)
+                raise SystemExit(128 + signal.SIGTERM) from None
             except MissingConfigException as error:
                 stop(_missing_option(error))
             except OverrideParseException as error:

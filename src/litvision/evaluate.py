@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 @command("evaluate")
 def main(cfg: DictConfig) -> float:
     """Rebuild the classifier of `cfg.checkpoint`, test it, print a table, return the accuracy."""
-    from litvision import assemble, checkpoints, preflight, records, tta
+    from litvision import assemble, checkpoints, messages, preflight, records, tta
     from litvision.callbacks.figures import Figures
     from litvision.callbacks.progress import progress
     from litvision.trust import TRUSTED, trusted_data
     from litvision.validation import check, check_value
 
-    preflight.settle_logging()
+    messages.settle_logging()
     check_value("trust", cfg.trust, list[str])
     path = checkpoints.find(cfg.checkpoint)
     content = checkpoints.read(path)

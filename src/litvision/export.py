@@ -41,10 +41,10 @@ class Options(TypedDict):
 @command("export")
 def main(cfg: DictConfig) -> float:
     """Write the file, verify it on real pictures, and return the largest difference."""
-    from litvision import checkpoints, preflight
+    from litvision import checkpoints, messages
     from litvision.validation import check_keys
 
-    preflight.settle_logging()
+    messages.settle_logging()
     check_keys(cfg, Options)
     path = checkpoints.find(cfg.checkpoint)
     content = checkpoints.read(path)

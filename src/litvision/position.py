@@ -21,6 +21,12 @@ def can_save(trainer: L.Trainer) -> bool:
     return not trainer.is_last_batch and not trainer.fit_loop._should_accumulate()
 
 
+def validates_next(trainer: L.Trainer) -> bool:
+    """Say whether a validation follows this batch, which a run resumed from here would not make."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
 def ends_here(trainer: L.Trainer) -> bool:
     """Say whether the run stops after this batch, by `max_steps`, `max_time` or a callback."""
     stops = trainer.should_stop and trainer.fit_loop._can_stop_early

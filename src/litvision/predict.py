@@ -40,11 +40,11 @@ class Options(TypedDict):
 @command("predict")
 def main(cfg: DictConfig) -> int:
     """Write what the classifier says about every picture; return how many there were."""
-    from litvision import hardware, preflight
+    from litvision import hardware, messages
     from litvision.predictor import load
     from litvision.validation import check_keys
 
-    preflight.settle_logging()
+    messages.settle_logging()
     check_keys(cfg, Options)
     files = find(cfg.input)
     hardware.keep_freed_memory()

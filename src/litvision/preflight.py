@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-import re
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, TypedDict
@@ -26,6 +22,7 @@ from litvision.commandline import first_line
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
 from litvision.optimizers import several_rates
+from litvision.position import batches_per_epoch
 from litvision.records import at, flat
 from litvision.validation import check, check_keys, check_value
 
@@ -65,14 +62,45 @@ def check_shared(cfg: DictConfig) -> None:
         raise UserError("No data set is chosen: give data=<choice>, for example data=shapes.")
 
 
+# Options of the trainer of which Lightning takes any number, or fails late.
+TRAINER: dict[str, Any] = {
+    "accumulate_grad_batches": Annotated[int, Field(ge=1)],
+    "check_val_every_n_epoch": Annotated[int, Field(ge=1)] | None,
+    "gradient_clip_val": Annotated[float, Field(ge=0)] | None,
+    "val_check_interval": (
+        Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | str | dict | None
+    ),
+}
+CHOSEN_ELSEWHERE = {
+    "enable_checkpointing": "or give callbacks.last_checkpoint=null and "
+    "callbacks.best_checkpoint=null to save nothing",
+    "enable_model_summary": "or give callbacks.model_summary=null for none",
+    "enable_progress_bar": "or give callbacks.progress_bar=null for none",
+    "logger": "or choose with logger=none",
+    "callbacks": "or choose with callbacks=[default,<others>]",
+}
+
+
 def check_before_reading(cfg: DictConfig) -> None:
     """Check every value that can be checked without knowing the data."""
     trial = cfg.copy()
     with open_dict(trial):  # what the data will tell
         trial.num_classes, trial.image_size, trial.total_steps = 2, [32, 32], 1000
     check(trial)
-    accumulated = trial.trainer.get("accumulate_grad_batches", 1)  # Lightning takes any number
-    check_value("trainer.accumulate_grad_batches", accumulated, Annotated[int, Field(ge=1)])
+    accumulated = trial.trainer.get("accumulate_grad_batches", 1)
+    for key, annotation in TRAINER.items():
+        if key in trial.trainer:
+            check_value(f"trainer.{key}", trial.trainer[key], annotation)
+    precision = str(trial.trainer.get("precision"))
+    if precision in ("bf16-true", "16-true", "64-true", "64"):
+        mixed = "16-mixed" if precision.startswith("16") else "bf16-mixed"
+        raise UserError(
+            f"trainer.precision={precision} does not fit: weights, their updates and all metrics "
+            f"are float32. It takes auto, 32-true, bf16-mixed or 16-mixed: give {mixed}."
+        )
+    for key, instead in CHOSEN_ELSEWHERE.items():
+        if trial.trainer.get(key) is not None:
+            raise UserError(f"trainer.{key} is set by what there is: leave it out, {instead}.")
     for key in ("max_epochs", "max_steps", "limit_train_batches"):
         if trial.trainer.get(key) == 0:
             raise UserError(
@@ -214,8 +242,18 @@ def check_monitor(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModu
     """Refuse to watch a metric of validation where nothing is validated.
 
     Raises:
-        UserError: it does.
+        UserError: it does, or an epoch has fewer batches than there are between two validations.
     """
+    interval, batches = (
+        cfg.trainer.get("val_check_interval"),
+        batches_per_epoch(trainer, datamodule),
+    )
+    within = trainer.check_val_every_n_epoch is not None
+    if within and isinstance(interval, int) and interval > batches:
+        raise UserError(
+            f"trainer.val_check_interval={interval} is more than an epoch's batches, {batches}: "
+            "give fewer, or trainer.check_val_every_n_epoch=null too, to count through epochs."
+        )
     if not cfg.monitor.startswith("val/"):
         return
     why = "trainer.limit_val_batches=0" if not trainer.limit_val_batches else None
@@ -330,61 +368,3 @@ def parts(name: str) -> Iterator[None]:
         yield
     except (ValueError, MisconfigurationException) as error:
         raise UserError(f"{name}: {' '.join(str(error).split())}") from error
-
-
-# What Lightning says that means nothing to a user of this project, as patterns of the beginning.
-NOISE = (
-    r"Precision bf16-mixed is not supported by the model summary",
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    r".*does not have many workers",  # pictures in memory need none
-    r"Total length of `list` across ranks is zero",  # no validation, as data.val_fraction=0 asks
-    r"The number of training batches",  # epochs are logged, not batches
-    r"Experiment logs directory .* exists",  # the run's folder is there before its loggers
-    r"Checkpoint directory .* exists",
-    r"The dirpath has changed",  # BestCheckpoint reloads what this says is not
-    r"Trainer already configured with model summary",
-    r"GPU available: False",
-    r"TPU available",
-    r"\W*Tip: ",
-    r"Restoring states from the checkpoint",
-    r"Loaded model weights from the checkpoint",
-    # What the finders of batch size and learning rate do to come back to where they began.
-    r"Restored all states from the checkpoint at .*[/\\\\]\.(lr_find|scale_batch_size)_",
-    r"`weights_only` was not set",
-    r"It is recommended to use `self\.log\(.*sync_dist=True\)`",  # it is reduced already
-    r"torch\.distributed\.nn\.functional\.all_gather is deprecated",  # Lightning's own call
-    r"Finished batch size finder",  # whether the run goes on with that size, the callback says
-)
-LOGGERS = (
-    "lightning.pytorch.utilities.rank_zero",
-    "lightning.fabric.utilities.rank_zero",
-    "lightning.pytorch.trainer.connectors.checkpoint_connector",
-    "lightning.pytorch.tuner.batch_size_scaling",
-)
-
-
-def settle_logging() -> None:
-    """Let Lightning's messages through once, and leave out those that say nothing here."""
-    logging.getLogger("lightning").handlers.clear()  # Hydra's handlers print them too
-    for pattern in NOISE:
-        warnings.filterwarnings("ignore", message=pattern)
-    for name in LOGGERS:
-        logger = logging.getLogger(name)
-        if _means_something not in logger.filters:
-            logger.addFilter(_means_something)
-    if threading.excepthook is not _say_unless_said:
-        _hooks[:] = [threading.excepthook]
-        threading.excepthook = _say_unless_said
-
-
-_hooks: list[Any] = []  # whatever was told of failing threads before
-
-
-def _say_unless_said(failed: threading.ExceptHookArgs) -> None:
-    """Leave out what TensorBoard's writer meets, a full disk, say: its next write raises it."""
-    if type(failed.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
-        _hooks[0](failed)
-
-
-def _means_something(record: logging.LogRecord) -> bool:
-    return not any(re.match(pattern, record.getMessage()) for pattern in NOISE)

@@ -112,7 +112,6 @@ class StudySweeper(Sweeper):
         for number in run_lost_again(study, stored):
             if sweeps.state(folder / str(number)) is not None:
                 sweeps.set_state(folder / str(number), "failed", "lost when the search was stopped")
-        failures: list[int] = []
         while (left := self.n_trials - ended(study)) > 0:
             trials = [study.ask(space) for _ in range(min(left, self.n_jobs))]
             jobs = [[*_overrides(trial), *always] for trial in trials]
@@ -123,10 +122,10 @@ class StudySweeper(Sweeper):
                 self._tell(study, trial, job)
                 if diverged(job):
                     sweeps.set_state(folder / str(trial.number), "pruned")
-                elif sweeps.failed(job):
-                    failures.append(trial.number)
         self._report(study, folder)
-        sweeps.finish(folder, failures, ended(study))
+        failures = failed(study)
+        then = "The search goes on without them; to run one again, give its options to make train"
+        sweeps.finish(folder, failures, ended(study), then)
 
     def _direction(self) -> Any:
         assert self.config is not None
@@ -183,6 +182,14 @@ def ended(study: optuna.Study) -> int:
     """Return how many trials count: those that came to an end of their own."""
     trials = study.get_trials(deepcopy=False)
     return sum(trial.state.is_finished() and "lost" not in trial.user_attrs for trial in trials)
+
+
+def failed(study: optuna.Study) -> list[int]:
+    """Return the numbers of the trials that failed, in earlier parts of the search too."""
+    from optuna.trial import TrialState
+
+    fails = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return [trial.number for trial in fails if "lost" not in trial.user_attrs]
 
 
 def run_lost_again(study: optuna.Study, stored: optuna.storages.BaseStorage) -> list[int]:

@@ -74,7 +74,8 @@ class GridSweeper(BasicSweeper):
             ]
             returns += self.launcher.launch(jobs, initial_job_idx=len(returns))
         failures = [n for n, job in zip(missing, returns, strict=True) if failed(job)]
-        finish(folder, failures, len(runs))
+        again_with = f"To run them again: the same command with sweep.resume={folder}"
+        finish(folder, failures, len(runs), again_with)
         return returns
 
     def _runs(self, arguments: list[str]) -> tuple[list[list[str]], list[str]]:
@@ -114,13 +115,20 @@ def begin(folder: Path, runs: list[list[str]], keys: list[str]) -> None:
     records.write_text(folder / "sweep.json", text)
 
 
-def finish(folder: Path, failures: list[int], total: int) -> None:
-    """Fail if runs have: `failures` are their numbers, whose reasons have been printed."""
+def finish(folder: Path, failures: list[int], total: int, then: str) -> None:
+    """Fail if runs have.
+
+    Args:
+        folder: the sweep's.
+        failures: their numbers; the reasons have been printed.
+        total: how many there are.
+        then: what to do about them.
+    """
     if failures:
         numbers = ", ".join(map(str, failures))
         raise UserError(
             f"{len(failures)} of {total} runs failed: {numbers}; each one's result.json in "
-            f"{folder} says why. To run them again: the same command with sweep.resume={folder}"
+            f"{folder} says why. {then}"
         )
 
 

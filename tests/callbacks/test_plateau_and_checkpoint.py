@@ -121,7 +121,7 @@ def test_two_schedules_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_nobody_logs_is_named_beside_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'val/los', which was not logged. Logged: .*val/loss"):
+    with pytest.raises(UserError, match=r"monitor=val/los was not logged. Logged: .*val/loss"):
         run(tmp_path, [1.0], ReduceLROnPlateau(monitor="val/los"))
 
 

@@ -305,3 +305,9 @@ def test_lightnings_pruning_and_an_average_are_refused(compose_train: Compose) -
     assert both != PRUNING
     with pytest.raises(UserError, match=r"^callbacks\.pruning masks weights, and callbacks\.ema"):
         train(compose_train(NETWORK, *QUIET, *both))
+
+
+def test_pruning_and_sparsity_are_refused_together(compose_train: Compose) -> None:
+    options = ["callbacks.pruning.at_epochs=[1]", "callbacks.sparsity_2_4.start_epoch=2"]
+    with pytest.raises(UserError, match="does not reach them: leave one out"):
+        train(compose_train(NETWORK, *QUIET, "callbacks=[pruning,sparsity_2_4]", *options))

@@ -67,7 +67,10 @@ class BestCheckpoint(Validated, ModelCheckpoint):
     def _should_save_on_train_epoch_end(self, trainer: L.Trainer) -> bool:
         # Not as Lightning, after the validation of every `check_val_every_n_epoch`-th epoch: what
         # training measured is then an epoch old, and the plateau rule has not counted yet.
-        if self._save_on_train_epoch_end is None and trainer.val_check_interval == 1.0:
+        once = getattr(trainer, "val_check_interval", None) == 1.0  # none where it is a time
+        if self._save_on_train_epoch_end is None and (
+            once or str(self.monitor).startswith("train/")
+        ):
             return True
         return super()._should_save_on_train_epoch_end(trainer)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from pydantic import Field
 from torch.optim import lr_scheduler
@@ -87,17 +86,16 @@ class ReduceLROnPlateau(Validated, L.Callback):
         self.schedule.min_lrs = [self.options["min_lr"]] * len(groups)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare this epoch with the best, unless the metric is still an earlier epoch's."""
-        if not self.is_of_this_epoch(trainer, self.monitor):
+        """Compare this epoch with the best, unless the metric is still an earlier epoch's.
+
+        Nor where another callback has put its own schedule in place of this one, as Lightning's
+        `StochasticWeightAveraging` does.
+        """
+        ours = any(config.scheduler is self.schedule for config in trainer.lr_scheduler_configs)
+        if not ours or not self.is_of_this_epoch(trainer, self.monitor):
             return
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is None:
-            raise UserError(
-                f"reduce_lr_on_plateau watches {self.monitor!r}, which was not logged. Logged: "
-                f"{', '.join(sorted(trainer.callback_metrics))}. Set monitor to one of these."
-            )
         assert self.schedule is not None
-        self.schedule.step(torch.as_tensor(value).item())
+        self.schedule.step(self.require(trainer, self.monitor).item())
 
     def forget(self) -> None:
         """Compare with later epochs only; the learning rate stays where it is."""

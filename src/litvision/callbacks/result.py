@@ -10,9 +10,11 @@ from typing import Any
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from litvision import records
 from litvision.callbacks.best_checkpoint import BestCheckpoint
+from litvision.callbacks.early_stopping import why
 from litvision.errors import Interrupted, PrunedError
 
 
@@ -89,8 +91,7 @@ class Result(L.Callback):
             self.content[f"best_{best.monitor}"] = float(best.best_model_score)
             self.content["mode"] = best.mode
         for stopping in (c for c in callbacks if isinstance(c, EarlyStopping)):
-            if stopping.stopped_epoch:
-                reason = f"{stopping.monitor} did not improve for {stopping.patience} epochs"
+            if reason := why(stopping):
                 self.content["stopped"] = reason
         for timer in (c for c in callbacks if isinstance(c, Timer)):
             left = timer.time_remaining()
@@ -112,7 +113,7 @@ class Result(L.Callback):
         """Say that the run failed or was pruned, and why."""
         error = str(exception).strip() or type(exception).__name__
         state = "pruned" if isinstance(exception, PrunedError) else "failed"
-        if isinstance(exception, Interrupted | KeyboardInterrupt):
+        if isinstance(exception, Interrupted | KeyboardInterrupt | SIGTERMException):
             state, error = "interrupted", "stopped from outside"
         self.content |= {"state": state, "error": error.splitlines()[0]}
         with contextlib.suppress(OSError):  # of a full disk, say, which may be why it failed

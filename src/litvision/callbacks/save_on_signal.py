@@ -11,10 +11,11 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from litvision.callbacks.last_checkpoint import LastCheckpoint
 from litvision.errors import Interrupted
-from litvision.position import can_save
+from litvision.position import can_save, validates_next
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ class SaveOnSignal(Checkpoint):
     """On SIGINT or SIGTERM save `last.ckpt` after the running step, and exit with status 75.
 
     The run goes on from there, within the epoch, with `resume=<its folder>`. A second signal ends
-    it at once. Between two epochs nothing need be saved where the epoch's own checkpoint is there.
+    it at once, with status 130 or 143. Between two epochs nothing need be saved where the epoch's
+    own checkpoint is there.
 
     A `Checkpoint`, because Lightning puts those last: what other callbacks do with a step, such as
     averaging the weights, is done before it is saved.
@@ -39,7 +41,7 @@ class SaveOnSignal(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen."""
-        self.received = 0
+        self.received, self._before = 0, {}
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._note)
@@ -49,23 +51,29 @@ class SaveOnSignal(Checkpoint):
     def _note(self, number: int, frame: Any) -> None:
         self.received = number
         self._restore()
+        if signal.SIGTERM in self._before:  # Lightning's only notes that it came
+            signal.signal(signal.SIGTERM, self._end)
         print(
             f"{signal.Signals(number).name}: saving after this step; once more ends it at once",
             file=sys.stderr,
             flush=True,
         )
 
+    def _end(self, number: int, frame: Any) -> None:
+        raise SIGTERMException
+
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any
     ) -> None:
         """Save and stop, if asked to and between two updates of the weights."""
         # On one device, nothing but a look at a number is added to a step.
-        if (self.received or trainer.world_size > 1) and can_save(trainer) and self._asked(trainer):
+        if not (self.received or trainer.world_size > 1) or not can_save(trainer):
+            return
+        if not validates_next(trainer) and self._asked(trainer):
             trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
             self._stop(trainer)
 
@@ -103,9 +111,11 @@ class SaveOnSignal(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen no more."""
         self._restore()
+        self._before = {}
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Listen no more."""
         self._restore()
+        self._before = {}

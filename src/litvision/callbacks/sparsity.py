@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelPruning
 from pydantic import Field
 from torch import Tensor
 from torch.optim import Optimizer
@@ -14,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from litvision.callbacks.ema import EMA
 from litvision.callbacks.forget import forget_the_best
+from litvision.errors import UserError
 from litvision.position import refuse_unreached
 from litvision.sparsity import Covered, covered, mask_2_4
 
@@ -38,7 +40,8 @@ class Sparsity24(L.Callback):
         exclude: patterns of layer names to leave dense, such as "layer1.*".
 
     Raises:
-        UserError: the run ends before `start_epoch`, or no layer can take part.
+        UserError: the run ends before `start_epoch`, no layer can take part, or the weights are
+            pruned too.
     """
 
     def __init__(
@@ -58,6 +61,12 @@ class Sparsity24(L.Callback):
         """Choose the layers, and say which."""
         if stage != "fit":
             return
+        callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
+        if any(isinstance(callback, ModelPruning) for callback in callbacks):
+            raise UserError(
+                "callbacks.pruning computes weights anew from masks of its own at each step, where "
+                "callbacks.sparsity_2_4 does not reach them: leave one out."
+            )
         network: Any = pl_module.network
         self._covered = covered(network, self.except_first_and_last, self.exclude)
         key = f"callbacks.sparsity_2_4.start_epoch={self.start_epoch}"

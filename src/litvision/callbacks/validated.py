@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import lightning as L
+from torch import Tensor
+
+from litvision.errors import UserError
 
 
 class Validated:
@@ -26,6 +30,20 @@ class Validated:
         """Note that this epoch has metrics of its own."""
         self.validated = not trainer.sanity_checking
         super().on_validation_end(trainer, *args)  # type: ignore[misc]
+
+    def require(self, trainer: L.Trainer, metric: str) -> Tensor:
+        """Return a metric.
+
+        Raises:
+            UserError: none of that name was logged.
+        """
+        if metric not in trainer.callback_metrics:
+            option = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(self).__name__)
+            raise UserError(
+                f"callbacks.{option.lower()}.monitor={metric} was not logged. Logged: "
+                f"{', '.join(sorted(trainer.callback_metrics))}. Set it to one of these."
+            )
+        return trainer.callback_metrics[metric]
 
     def is_of_this_epoch(self, trainer: L.Trainer, metric: str) -> bool:
         """Say whether the running epoch has measured a metric: those of training always are."""
