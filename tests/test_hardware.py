@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from litvision import hardware
 
@@ -40,3 +41,14 @@ def test_where_the_c_library_has_no_such_setting_nothing_happens(
 ) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert hardware.keep_freed_memory() is False
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cpu", True), ("mps", True), ("cuda", False)])
+def test_only_cuda_copies_what_may_be_gone_when_it_does(
+    monkeypatch: pytest.MonkeyPatch, device: str, waits: bool
+) -> None:
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda *a, **options: asked.append(options) or a[0])
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    hardware.send(torch.zeros(1), torch.device(device))
+    assert asked == [{"non_blocking": not waits}]

@@ -6,6 +6,7 @@ import csv
 import json
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ import torch
 
 from conftest import Compose, Run
 from litvision.assemble import assemble
+from litvision.callbacks import save_on_signal
 from litvision.callbacks.early_stopping import EarlyStopping
 from litvision.errors import Interrupted, UserError
 from test_going_on import OPTIONS, At, fit
@@ -188,3 +190,23 @@ def test_warm_up_comes_before_what_logs_the_rate(compose_train: Compose, tmp_pat
 def test_early_stopping_takes_what_lightnings_takes() -> None:
     ours, theirs = EarlyStopping("val/loss"), L.pytorch.callbacks.EarlyStopping("val/loss")
     assert set(vars(theirs)) <= set(vars(ours))
+
+
+def test_several_devices_ask_each_other_about_once_a_second(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seconds, asked = [0.0], []
+    monkeypatch.setattr(save_on_signal.time, "perf_counter", lambda: seconds[0])
+    strategy = SimpleNamespace(
+        broadcast=lambda value: value,
+        reduce_boolean_decision=lambda *a, **k: asked.append(round(10 * seconds[0])),
+    )
+    loop = SimpleNamespace(_should_accumulate=lambda: False, _data_fetcher=None)
+    trainer: Any = SimpleNamespace(
+        is_last_batch=False, world_size=2, fit_loop=loop, strategy=strategy
+    )
+    callback = save_on_signal.SaveOnSignal(str(tmp_path))
+    for _ in range(60):
+        seconds[0] += 0.1
+        callback.on_train_batch_end(trainer, trainer)
+    assert asked == [*range(1, 21), 30, 40, 50, 60]

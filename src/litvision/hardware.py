@@ -79,11 +79,12 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return the tensor on `device`, without waiting for a GPU.
 
     CUDA copies ordinary memory only once all that it was asked for before is done; page-locked
-    memory it copies in its turn.
+    memory it copies in its turn. Apple's GPUs are waited for: torch lets them read what may have
+    been freed meanwhile (https://github.com/pytorch/pytorch/issues/139550).
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # already so: the tensor itself
-    return tensor.to(device, non_blocking=True)
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def in_layout_of(other: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

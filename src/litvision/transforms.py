@@ -5,6 +5,7 @@ What is random comes as numbers, which the sampler has drawn (`batches.Plan`).
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
@@ -51,6 +52,7 @@ def crop(
     return windows.index_select(0, picture + rows * width + columns).view(b, h, w, c)
 
 
+@functools.cache  # on a GPU, four operations of every step for the same few numbers
 def _reflection(size: int, padding: int, device: torch.device) -> Tensor:
     """Return the source positions of a mirrored border: 2 1 | 0 1 2 3 | 2 1 for size 4, padding 2.
 

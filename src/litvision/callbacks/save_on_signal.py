@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from litvision.errors import Interrupted
 from litvision.position import can_save, validates_next
 
 log = logging.getLogger(__name__)
+
+FIRST = 20  # steps of several devices, by which the time of one is known
 
 
 class SaveOnSignal(Checkpoint):
@@ -38,10 +41,13 @@ class SaveOnSignal(Checkpoint):
         self.dirpath = dirpath
         self.received = 0
         self._before: dict[int, Any] = {}
+        self._began = 0.0
+        self._chances, self._every = 0, 1  # to save, so far; how many there are to a question
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen."""
         self.received, self._before = 0, {}
+        self._chances, self._every = 0, 1
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._note)
@@ -73,7 +79,7 @@ class SaveOnSignal(Checkpoint):
         # On one device, nothing but a look at a number is added to a step.
         if not (self.received or trainer.world_size > 1) or not can_save(trainer):
             return
-        if not validates_next(trainer) and self._asked(trainer):
+        if not validates_next(trainer) and self._time_to_ask(trainer) and self._asked(trainer):
             trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
             self._stop(trainer)
 
@@ -91,6 +97,22 @@ class SaveOnSignal(Checkpoint):
         )
         if trainer.strategy.broadcast(saved):
             self._stop(trainer)
+
+    def _time_to_ask(self, trainer: L.Trainer) -> bool:
+        """Say whether the devices ask each other now, for which each waits for its work so far.
+
+        At each of the first steps; from then on about once a second, as the first device's clock
+        says, but for all of them at the same step.
+        """
+        if trainer.world_size == 1:
+            return True
+        self._chances += 1
+        if self._chances == 1:
+            self._began = time.perf_counter()
+        elif self._chances == FIRST:
+            a_step = (time.perf_counter() - self._began) / (FIRST - 1)
+            self._every = trainer.strategy.broadcast(max(1, min(50, round(1 / a_step))))
+        return self._chances % self._every == 0
 
     def _asked(self, trainer: L.Trainer) -> bool:
         if trainer.world_size == 1:
