@@ -184,12 +184,28 @@ def test_nothing_is_imported_for_the_data_config_of_a_stranger(
     assert not (tmp_path / "ran").exists()
 
 
+def test_validation_pictures_that_may_have_been_trained_on_are_told(
+    trained: Trained, run: Run, tmp_path: Path
+) -> None:
+    pictures = shutil.copytree(trained.pictures, tmp_path / "pictures")
+    options = [f"checkpoint={trained.checkpoint}", f"data.root={pictures}", *EVALUATE]
+    told = "files of other names: others are set aside for validation, and some of these may"
+    for split in ("val", "test"):
+        done = run("evaluate", *options, f"split={split}")
+        assert done.returncode == 0, done.stderr
+        assert told not in " ".join(done.stdout.split())
+    file = next((pictures / "train" / "red").glob("*.*"))
+    file.rename(file.with_stem("other"))
+    assert told in " ".join(run("evaluate", *options, "split=val").stdout.split())
+    assert told not in " ".join(run("evaluate", *options, "split=test").stdout.split())
+
+
 def test_data_of_another_kind_need_the_classes_of_the_checkpoint(
     trained: Trained, run: Run, tmp_path: Path
 ) -> None:
     done = run("evaluate", f"checkpoint={trained.checkpoint}", "data=shapes", *EVALUATE)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: data.classes names 'blue', which the")
+    assert done.stderr.splitlines()[-1].startswith("error: None of the classes blue, green, red is")
     assert "Traceback" not in done.stderr
 
 

@@ -25,6 +25,7 @@ from litvision.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from litvision.callbacks.save_on_signal import SaveOnSignal
 from litvision.classifier import NonFiniteLossError
 from litvision.errors import Interrupted, UserError
+from litvision.preflight import other_pictures
 
 # 30 pictures to train on: 4 steps an epoch.
 OPTIONS = [
@@ -165,7 +166,15 @@ def test_pictures_that_have_come_since_are_noticed(compose_train: Compose, tmp_p
         return cfg
 
     add(range(10))
-    fit(own())
+    run = fit(own())
+    card = run.classifier.card
+    (tmp_path / "data/train/a/0.png").rename(tmp_path / "data/train/a/99.png")
+    with pytest.raises(UserError, match="the pictures have changed, files of other names, and"):
+        fit(own(f"resume={tmp_path}/run"))
+    today = {**card["pictures"], "files": ""}
+    assert other_pictures(card["pictures"], today) == "files of other names"
+    assert other_pictures({"train": 18, "val": 2}, today) is None  # of a checkpoint from before
+    (tmp_path / "data/train/a/99.png").rename(tmp_path / "data/train/a/0.png")
     add(range(10, 12))
     told = "18 to train on and 2 to validate then and 22 to train on and 2 to validate now"
     with pytest.raises(UserError, match=f"resume: the pictures have changed, {told}"):

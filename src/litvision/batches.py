@@ -29,6 +29,8 @@ class Images:
         classes: the class names, in the order of the labels.
         mean, std: the data set's published per-channel mean and standard deviation in units of
             0 to 1, or None where none is published (they are measured then).
+        fingerprint: the same for the same pictures in the same order, where the source can tell
+            without reading them all; else "".
     """
 
     pixels: Tensor
@@ -36,6 +38,7 @@ class Images:
     classes: tuple[str, ...]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -49,5 +50,5 @@ def choose(images: Images, names: list[str], every: bool) -> tuple[Images, Tenso
         log.warning("left out the pictures of classes not in data.classes: %s", ", ".join(others))
     number = torch.tensor([names.index(n) if n in names else -1 for n in images.classes])
     labels = number[images.labels]
-    chosen = Images(images.pixels, labels, tuple(names), images.mean, images.std)
+    chosen = replace(images, labels=labels, classes=tuple(names))
     return chosen, (labels >= 0).nonzero().flatten()

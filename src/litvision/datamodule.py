@@ -103,8 +103,8 @@ class ImageDataModule(L.LightningDataModule):
         contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         mix: Mix | None = None,
         mix_alpha: Annotated[float, Field(gt=0)] = 1.0,
-        mean: list[float] | None = None,
-        std: list[Annotated[float, Field(gt=0)]] | None = None,
+        mean: list[Annotated[float, Field(ge=0, le=1)]] | None = None,
+        std: list[Annotated[float, Field(gt=0, le=1)]] | None = None,
         num_workers: Annotated[int, Field(ge=0)] = 0,
         on_device: bool | Literal["auto"] = "auto",
         seed: Annotated[int, Field(ge=0)] = 0,
@@ -175,7 +175,7 @@ class ImageDataModule(L.LightningDataModule):
         if self.only_classes is None:
             rows = {name: torch.arange(len(images)) for name, images in splits.items()}
         else:
-            every = "train" in splits
+            every = self.test_split is None
             chosen = {n: choose(images, self.only_classes, every) for n, images in splits.items()}
             splits = {name: images for name, (images, _) in chosen.items()}
             rows = {name: kept for name, (_, kept) in chosen.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from litvision.classifier import ImageClassifier
     from litvision.datamodule import ImageDataModule
     from litvision.sparsity import Covered
+
+log = logging.getLogger(__name__)
 
 
 @command("evaluate")
@@ -58,6 +61,13 @@ def main(cfg: DictConfig) -> float:
     datamodule.test_split = cfg.split
     datamodule.prepare_data()
     datamodule.setup()
+    then, now = card.get("pictures"), preflight.counts(datamodule)
+    set_aside = datamodule.subsets["val"].images is datamodule.subsets["train"].images
+    if cfg.split != "test" and then and set_aside and (how := preflight.other_pictures(then, now)):
+        log.warning(
+            f"The pictures are not those of the training, {how}: others are set aside for "
+            "validation, and some of these may have been trained on."
+        )
     figures = Figures(f"{cfg.run_dir}/figures")
     with preflight.parts("trainer"):
         trainer: L.Trainer = preflight.build(
@@ -140,8 +150,8 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
         data: a whole data config if one was chosen, else values that replace the checkpoint's own,
             where they are not null.
         card: what the checkpoint says about itself.
-        split: to test on. Of a source that can leave splits out, "test" is all that is read;
-            validation pictures may have to be set aside from those of training.
+        split: to test on. Of a source that can leave splits out, no other is read, but those of
+            training where validation pictures are set aside from them.
     """
     if "_target_" in data:
         node = OmegaConf.create(OmegaConf.to_container(data, resolve=True, throw_on_missing=True))
@@ -179,8 +189,10 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
         )
     # In the order of the logits; what looks like an interpolation is a name as any other.
     node.classes = [name.replace("${", "\\${") for name in card["classes"]]
-    if split == "test" and "splits" in node and node.splits is None:
-        node.splits = [split]
+    if "splits" in node and node.splits is None:
+        own_val = (Path(str(node.get("root"))).expanduser() / "val").is_dir()
+        others = ["train", "val"] if own_val else ["train"]
+        node.splits = [split] if split == "test" or (own_val and split == "val") else others
     node.mean, node.std = card["mean"], card["std"]
     return node
 

@@ -78,7 +78,7 @@ def main(cfg: DictConfig) -> float:
     height, width = classifier.card["image_size"]
     print(
         f"{output}  {output.stat().st_size / 1e6:.1f} MB\n"
-        f"in   uint8 [batch, {pixels.shape[1]}, {height}, {width}], RGB\n"
+        f"in   uint8 [batch, {pixels.shape[1]}, {height}, {width}], {_colours(classifier.card)}\n"
         f"out  probabilities, float32 [batch, {len(classifier.card['classes'])}]\n"
         f"largest difference from the classifier on {len(pixels)} pictures: {difference:.1e}",
         flush=True,
@@ -166,13 +166,16 @@ def compare(module: nn.Module, run: Callable[[Tensor], Tensor], pixels: Tensor) 
     return float(largest)
 
 
+def _colours(card: dict[str, Any]) -> str:
+    return {1: "grey", 3: "RGB"}.get(len(card["mean"]), f"{len(card['mean'])} channels")
+
+
 def metadata(card: dict[str, Any]) -> dict[str, str]:
     """Return what a user of the exported file has to know: strings only, as ONNX takes them."""
     height, width = card["image_size"]
-    colours = {1: "grey", 3: "RGB"}.get(len(card["mean"]), f"{len(card['mean'])} channels")
     return {
         "classes": json.dumps(card["classes"]),
-        "input": f"uint8 [batch, channels, {height}, {width}], {colours}, not normalised",
+        "input": f"uint8 [batch, channels, {height}, {width}], {_colours(card)}, not normalised",
         "output": "probabilities, float32 [batch, classes]",
         "image_size": json.dumps([height, width]),
         "litvision_version": str(card["version"]),

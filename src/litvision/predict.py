@@ -86,11 +86,13 @@ def find(given: str) -> list[str]:
     Raises:
         UserError: there is none.
     """
-    from litvision.sources.decode import EXTENSIONS, pictures
+    from litvision.sources.decode import EXTENSIONS, others, pictures
 
     path = Path(given).expanduser()
     if path.is_dir():
         found = sorted(name for name, _, _ in pictures(path, str(path)))
+        if found and (left := others(path)):
+            print(f"no pictures by their names, left out of {path}: {left}", file=sys.stderr)
         missing = f"no picture in the folder {path}: its files end in none of {_some(EXTENSIONS)}"
     elif path.exists():
         return [str(path)]

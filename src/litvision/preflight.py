@@ -183,9 +183,21 @@ BOUND = {"ema", "finetuning", "pruning", "sparsity_2_4", "warmup", "whitening"}
 FROM_THE_START = {"finetuning", "whitening"}
 
 
-def counts(datamodule: ImageDataModule) -> dict[str, int]:
-    """Return how many pictures are there to train on, "train", and to validate, "val"."""
-    return {name: len(datamodule.subsets[name]) for name in ("train", "val")}
+def counts(datamodule: ImageDataModule) -> dict[str, Any]:
+    """Return how many pictures are there to train on, "train", and to validate, "val".
+
+    And under "files" what they are called, as a fingerprint, where they come from files.
+    """
+    numbers = {name: len(datamodule.subsets[name]) for name in ("train", "val")}
+    return {**numbers, "files": datamodule.subsets["train"].images.fingerprint}
+
+
+def other_pictures(then: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Say in what the pictures differ from those of a run, as `counts` gives both; or None."""
+    if any(then[name] != now[name] for name in ("train", "val")):
+        sizes = [f"{n['train']:,} to train on and {n['val']:,} to validate" for n in (then, now)]
+        return f"{sizes[0]} then and {sizes[1]} now"
+    return "files of other names" if then.get("files", now["files"]) != now["files"] else None
 
 
 def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataModule) -> None:
@@ -226,13 +238,9 @@ def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataM
                     f"resume: the checkpoint was trained with {key}={was.get(key)}, and this "
                     f"command says {says.get(key)}: give the same options as then."
                 )
-    today = counts(datamodule)
-    if pictures is not None and pictures != today:
-        sizes = [
-            f"{n['train']:,} to train on and {n['val']:,} to validate" for n in (pictures, today)
-        ]
+    if pictures is not None and (how := other_pictures(pictures, counts(datamodule))):
         raise UserError(
-            f"resume: the pictures have changed, {sizes[0]} then and {sizes[1]} now, and others "
+            f"resume: the pictures have changed, {how}, and others "
             "would be set aside for validation. Bring them back, or begin a run with "
             "init_from=<this one's folder>."
         )
@@ -323,7 +331,8 @@ def try_one_picture(classifier: ImageClassifier, datamodule: ImageDataModule) ->
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             _copy(classifier.network)(picture)
     except ValueError as error:
-        fitting = next((n for n in range(batch + 1, size) if fewest(n) > 1), None)
+        sizes = (*range(batch + 1, size + 1), *range(batch - 1, 1, -1))
+        fitting = next((n for n in sizes if fewest(n) > 1), None)
         raise UserError(
             f"data.batch_size={batch} and {size:,} pictures make a batch of one, which the network "
             f"cannot be trained on ({first_line(error).rstrip('.')}): give "

@@ -61,9 +61,11 @@ class TestDecode:
         assert expected.max() == 255
         assert np.array_equal(decode(tmp_path / f"a.{suffix}", 8), np.stack([expected] * 3, -1))
 
-    @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-    def test_refuses_32_bits_a_pixel(self, tmp_path: Path, dtype: type) -> None:
-        Image.fromarray(gradient(8, 8, dtype, 100_000)).save(tmp_path / "a.tif")
+    @pytest.mark.parametrize(
+        ("dtype", "top"), [(np.float32, 100_000), (np.int32, 100_000), (np.int32, 255)]
+    )
+    def test_refuses_32_bits_a_pixel(self, tmp_path: Path, dtype: type, top: int) -> None:
+        Image.fromarray(gradient(8, 8, dtype, top)).save(tmp_path / "a.tif")
         with pytest.raises(ValueError, match=r"32 bits a pixel .* have no agreed white level"):
             decode(tmp_path / "a.tif", 8)
 
@@ -337,7 +339,7 @@ def test_a_wrong_layout_is_said_in_one_line(image_folder: Path, tmp_path: Path) 
         assert error_of(source) == (
             f"no folder {root / name}; {expected}; "
             "set data.root to the folder that holds train and test"
-            + (", or give data.splits=[train] test=false" if name == "test" else "")
+            + (", or train without: data.splits=[train] test=false" if name == "test" else "")
         )
         (root / name).mkdir()
         assert error_of(source) == (
@@ -408,6 +410,50 @@ def test_files_that_are_left_out_are_counted(
         "1 without an ending",
         "2 .heic",
     ]
+
+
+def test_links_that_lead_in_a_circle_are_one_line(image_folder: Path) -> None:
+    red, blue = image_folder / "train" / "red", image_folder / "train" / "blue"
+    (red / "link").symlink_to(blue)
+    (blue / "link").symlink_to(red)
+    assert error_of(ImageFolder(image_folder)).endswith(
+        "/link/link is a link to a folder that holds it: remove it"
+    )
+
+
+def test_a_folder_given_for_another_is_named(image_folder: Path, tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        assert error_of(ImageFolder(image_folder / name)) == (
+            f"no folder {image_folder}/{name}/train: data.root is the folder that holds train and "
+            f"test, so give data.root={image_folder}"
+        )
+    (image_folder / "train").rename(image_folder / "Train")
+    assert error_of(ImageFolder(image_folder)) == (
+        f"no folder {image_folder}/train, but Train: rename it to train"
+    )
+
+
+def test_folders_that_are_no_splits_are_named(
+    image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(image_folder / "test", image_folder / "valid")
+    (image_folder / "notes").mkdir()
+    ImageFolder(image_folder).read()
+    assert caplog.messages[-1].endswith(
+        "train, val and test: notes, valid; to validate on those of valid, rename it to val"
+    )
+
+
+def test_a_fingerprint_is_of_the_files_names(image_folder: Path) -> None:
+    def fingerprint() -> str:
+        return ImageFolder(image_folder).read()["train"].fingerprint
+
+    first = fingerprint()
+    file = next((image_folder / "train" / "red").glob("*.*"))
+    os.utime(file, (1, 1))
+    assert fingerprint() == first
+    file.rename(file.with_stem("other"))
+    assert fingerprint() != first
 
 
 def test_a_link_to_a_folder_around_it_is_one_line(image_folder: Path) -> None:

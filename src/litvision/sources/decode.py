@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def fit(image: Image.Image, image_size: int | tuple[int, int]) -> np.ndarray:
         ValueError: a mode without an agreed white level (32-bit integers, floats).
     """
     height, width = _height_width(image_size)
-    image = _to_rgb(ImageOps.exif_transpose(image))
+    image = _to_rgb(ImageOps.exif_transpose(image), image.format)
     size = (width, height)
     return np.asarray(image if image.size == size else ImageOps.fit(image, size))
 
@@ -172,13 +173,33 @@ def _as_is(batch: Decoded) -> Decoded:
 
 
 def visible(folder: Path | str) -> list[os.DirEntry[str]]:
-    """Return what a folder holds, but for hidden entries."""
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
+    """Return what a folder holds, but for hidden entries.
+
+    Raises:
+        UserError: it may not be listed.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except PermissionError as error:
+        raise UserError(f"{folder} may not be listed ({error.strerror}): allow it") from error
 
 
-def pictures(folder: Path | str, name: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (`name`/path, bytes, modification time in ns) of the pictures below `folder`."""
+def pictures(
+    folder: Path | str, name: str, above: tuple[Path, ...] = ()
+) -> Iterator[tuple[str, int, int]]:
+    """Yield (`name`/path, bytes, modification time in ns) of the pictures below `folder`.
+
+    Args:
+        folder: to look through.
+        name: what it is called in the paths.
+        above: the folders that led here, resolved; a link may lead to none of them.
+
+    Raises:
+        UserError: one does, or a folder may not be listed.
+    """
+    here = Path(folder).resolve()
     for entry in visible(folder):
         if entry.name.lower().endswith(EXTENSIONS):
             try:
@@ -187,17 +208,38 @@ def pictures(folder: Path | str, name: str) -> Iterator[tuple[str, int, int]]:
                 stat = entry.stat(follow_symlinks=False)
             yield f"{name}/{entry.name}", stat.st_size, stat.st_mtime_ns
         elif entry.is_dir():
-            if entry.is_symlink() and Path(folder).resolve().is_relative_to(
-                Path(entry.path).resolve()
-            ):
+            target = Path(entry.path).resolve() if entry.is_symlink() else None
+            if target and any(place.is_relative_to(target) for place in (here, *above)):
                 raise UserError(f"{entry.path} is a link to a folder that holds it: remove it")
-            yield from pictures(entry.path, f"{name}/{entry.name}")
+            yield from pictures(entry.path, f"{name}/{entry.name}", (here, *above))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def others(folder: Path, outside: str | None = None) -> str:
+    """Count the files that are no pictures by their names; "" where there are none.
+
+    Args:
+        folder: with what is below it.
+        outside: what to call any file that lies in the folder itself, where none should.
+    """
+    counts: Counter[str] = Counter()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini"):
+                continue
+            if outside and Path(place) == folder:
+                counts[outside] += 1
+            elif not name.lower().endswith(EXTENSIONS):
+                counts[Path(name).suffix.lower() or "without an ending"] += 1
+    return ", ".join(f"{count} {what}" for what, count in counts.most_common(10))
+
+
+def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        # PNG and PGM come in this mode with 16 bits, which TIFF has modes of their own for.
+        wide = image.mode == "F" or (image.mode == "I" and file_format == "TIFF")
+        if wide or values.min() < 0 or values.max() > 65535:
             raise ValueError(f"32 bits a pixel (mode {image.mode}) have no agreed white level")
         # Pillow's own conversion would clip everything above 255 to white.
         grey = (values.astype(np.uint32) + 128) // 257

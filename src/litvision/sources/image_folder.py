@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from litvision import records
 from litvision.batches import Images
 from litvision.errors import UserError
-from litvision.sources.decode import EXTENSIONS, DecodedBatches, pictures, visible
+from litvision.sources.decode import DecodedBatches, others, pictures, visible
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +93,8 @@ class ImageFolder:
                 ", ".join(skipped[:10]),
                 ", …" if len(skipped) > 10 else "",
             )
+        if self.splits is None:
+            self._say_what_is_not_read()
         classes = _classes(splits)
         return {split.name: split.images(classes) for split in splits}
 
@@ -126,6 +127,20 @@ class ImageFolder:
             split.check(self.on_error)
         return splits
 
+    def _say_what_is_not_read(self) -> None:
+        """Name the folders beside the splits, which may be splits by other names."""
+        kept = {*get_args(Split), self.cache_dir.name}
+        names = sorted(e.name for e in visible(self.root) if e.is_dir() and e.name not in kept)
+        if names:
+            as_val = {n for n in names if n.lower() in ("valid", "validation", "dev")}
+            renamed = next(iter(as_val)) if as_val and not (self.root / "val").is_dir() else None
+            log.warning(
+                "not read, as %s has pictures in train, val and test: %s%s",
+                self.root,
+                ", ".join(names[:10]),
+                f"; to validate on those of {renamed}, rename it to val" if renamed else "",
+            )
+
     def _split_names(self) -> Sequence[Split]:
         needed: Sequence[Split] = self.splits or ("train", "test")
         for name in needed:
@@ -135,6 +150,17 @@ class ImageFolder:
                 folders = sorted(entry.name for entry in visible(self.root) if entry.is_dir())
             except OSError:  # nothing there
                 folders = []
+            if name == needed[0] and self.root.name in get_args(Split):
+                above = self.root.parent
+                if (above / name).is_dir() or self.root.name == name:
+                    raise UserError(
+                        f"no folder {self.root / name}: data.root is the folder that holds "
+                        f"{' and '.join(needed)}, so give data.root={above}"
+                    )
+            if written := [folder for folder in folders if folder.lower() == name]:
+                raise UserError(
+                    f"no folder {self.root / name}, but {written[0]}: rename it to {name}"
+                )
             if len(folders) > 1 and name == needed[0]:
                 tested = f", and some pictures of each into {self.root / 'test'}/<class>"
                 raise UserError(
@@ -142,10 +168,15 @@ class ImageFolder:
                     f"classes, move them into {self.root / name}"
                     + (tested if name == "train" and "test" in needed else "")
                 )
+            there = [f for f in ("train", "val") if f in folders] if name == "test" else []
             raise UserError(
                 f"no folder {self.root / name}; {_expected(self.root, needed)}; "
                 f"set data.root to the folder that holds {' and '.join(needed)}"
-                + (", or give data.splits=[train] test=false" if name != needed[0] else "")
+                + (
+                    f", or train without: data.splits=[{','.join(there)}] test=false"
+                    if there
+                    else ""
+                )
             )
         own = self.splits is None and (self.root / "val").is_dir()
         return (*needed, "val") if own else needed
@@ -172,7 +203,11 @@ class _Split:
                 digest.update(os.fsencode(f"{path}\0{size}\0{mtime}\n"))
         self.digest = digest.hexdigest()
         if not self.files:
-            raise UserError(f"no pictures in {root / name}; {_expected(root, [name])}")
+            there = others(root / name)
+            raise UserError(
+                f"no pictures in {root / name}; {_expected(root, [name])}"
+                + (f"; there are {there}" if there else "")
+            )
         self.check("skip")
 
     def is_cached(self) -> bool:
@@ -188,10 +223,9 @@ class _Split:
         """Decode every file into the cache, one row each, those that cannot be read left out."""
         batches = DecodedBatches(self.files, self.image_size, self.root)
         loader = batches.loader(num_workers, self.bytes)
-        if others := _others(self.root / self.name):
-            log.warning(
-                "no pictures by their names, left out of %s: %s", self.root / self.name, others
-            )
+        folder = self.root / self.name
+        if left := others(folder, "outside the class folders"):
+            log.warning("no pictures by their names, left out of %s: %s", folder, left)
         self.record.unlink(missing_ok=True)
         part = self.cache.with_suffix(".part")
         shape = (len(self.files), self.image_size, self.image_size, 3)
@@ -228,34 +262,23 @@ class _Split:
 
     def images(self, classes: list[str]) -> Images:
         """Map the cache into memory; the labels count in `classes`."""
-        kept = [path.split("/")[1] for path in self.files if path not in self.skipped]
+        kept = [path.split("/")[1] for path in self._kept()]
         label = {name: index for index, name in enumerate(classes)}
         return Images(
             pixels=_map(self.cache)[: len(kept)],
             labels=torch.tensor([label[name] for name in kept], dtype=torch.int64),
             classes=tuple(classes),
+            fingerprint=hashlib.sha256(os.fsencode("\0".join(self._kept()))).hexdigest(),
         )
+
+    def _kept(self) -> list[str]:
+        return [path for path in self.files if path not in self.skipped]
 
 
 def _classes(splits: list[_Split]) -> list[str]:
     """Return the classes that labels count in: the training split's, else all."""
     train = [split for split in splits if split.name == "train"]
     return sorted({name for split in train or splits for name in split.classes})
-
-
-def _others(folder: Path) -> str:
-    """Count the files that are no pictures by their names, or lie outside the class folders."""
-    counts: Counter[str] = Counter()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini"):
-                continue
-            if Path(place) == folder:
-                counts["outside the class folders"] += 1
-            elif not name.lower().endswith(EXTENSIONS):
-                counts[Path(name).suffix.lower() or "without an ending"] += 1
-    return ", ".join(f"{count} {what}" for what, count in counts.most_common(10))
 
 
 def _map(path: Path) -> Tensor:
