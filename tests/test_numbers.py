@@ -154,7 +154,7 @@ class TestBatchOfOne:
         assert str(error.value) == (
             "data.batch_size=29 and 30 pictures make a batch of one, which the network cannot be "
             "trained on (Expected more than 1 value per channel when training, got input size "
-            "torch.Size([1, 8])): give more pictures, or model.network.norm=layer where the "
+            "torch.Size([1, 8])): give data.batch_size=30, or model.network.norm=layer where the "
             "network has it."
         )
         with pytest.raises(UserError, match=r"data.batch_size=1 and 30 .* give data.batch_size=2,"):

@@ -252,10 +252,8 @@ def check_monitor(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModu
     Raises:
         UserError: it does, or an epoch has fewer batches than there are between two validations.
     """
-    interval, batches = (
-        cfg.trainer.get("val_check_interval"),
-        batches_per_epoch(trainer, datamodule),
-    )
+    interval = cfg.trainer.get("val_check_interval")
+    batches = batches_per_epoch(trainer, datamodule)
     within = trainer.check_val_every_n_epoch is not None
     if within and isinstance(interval, int) and interval > batches:
         raise UserError(

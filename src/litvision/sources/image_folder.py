@@ -132,8 +132,8 @@ class ImageFolder:
         kept = {*get_args(Split), self.cache_dir.name}
         names = sorted(e.name for e in visible(self.root) if e.is_dir() and e.name not in kept)
         if names:
-            as_val = {n for n in names if n.lower() in ("valid", "validation", "dev")}
-            renamed = next(iter(as_val)) if as_val and not (self.root / "val").is_dir() else None
+            as_val = [n for n in names if n.lower() in ("valid", "validation", "dev")]
+            renamed = as_val[0] if as_val and not (self.root / "val").is_dir() else None
             log.warning(
                 "not read, as %s has pictures in train, val and test: %s%s",
                 self.root,
