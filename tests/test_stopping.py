@@ -176,6 +176,20 @@ def test_options_of_the_trainer_that_would_fail_late_or_do_nothing(
         assemble(compose_train(*OPTIONS, option))
 
 
+@pytest.mark.parametrize("without", ["+trainer.fast_dev_run=true", "trainer.limit_val_batches=0"])
+def test_an_interval_that_is_not_used_is_not_checked(compose_train: Compose, without: str) -> None:
+    options = [without, "monitor=train/loss", "+trainer.val_check_interval=100"]
+    assert fit(compose_train(*OPTIONS, *options)).trainer.global_step > 0
+
+
+def test_a_run_that_is_validated_after_each_step_can_still_be_stopped(
+    compose_train: Compose,
+) -> None:
+    ask = At(2, lambda trainer: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        fit(compose_train(*OPTIONS, "+trainer.val_check_interval=1"), ask)
+
+
 def test_a_validation_by_the_clock(compose_train: Compose) -> None:
     run = fit(compose_train(*OPTIONS, "+trainer.val_check_interval='00:00:00:01'"))
     assert run.trainer.global_step == 12

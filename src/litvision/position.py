@@ -22,8 +22,13 @@ def can_save(trainer: L.Trainer) -> bool:
 
 
 def validates_next(trainer: L.Trainer) -> bool:
-    """Say whether a validation follows this batch, which a run resumed from here would not make."""
-    fetcher = trainer.fit_loop._data_fetcher
+    """Say whether a validation follows this batch, which a run resumed from here would not make.
+
+    Not where one follows each update of the weights, and nothing would ever be saved.
+    """
+    fetcher, every = trainer.fit_loop._data_fetcher, getattr(trainer, "val_check_batch", None)
+    if isinstance(every, int) and trainer.accumulate_grad_batches % every == 0:
+        return False
     return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 

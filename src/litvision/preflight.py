@@ -254,7 +254,8 @@ def check_monitor(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModu
     """
     interval = cfg.trainer.get("val_check_interval")
     batches = batches_per_epoch(trainer, datamodule)
-    within = trainer.check_val_every_n_epoch is not None
+    within = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
+    within = within and not getattr(trainer, "fast_dev_run", 0)  # which has one batch
     if within and isinstance(interval, int) and interval > batches:
         raise UserError(
             f"trainer.val_check_interval={interval} is more than an epoch's batches, {batches}: "

@@ -26,13 +26,16 @@ class EarlyStopping(Validated, lightning.pytorch.callbacks.EarlyStopping):
         patience: epochs in a row without improvement until the run ends.
         verbose, check_finite, divergence_threshold, log_rank_zero_only: as Lightning's takes them.
         mode: "min" where lower is better, "max" where higher is.
-        strict: fail where the metric is missing, also in an epoch that was not validated.
+        strict: with `check_on_train_epoch_end=False`, fail where the metric is missing.
         stopping_threshold: end the run once the metric is better than this.
         check_on_train_epoch_end: False: count validations; None: as said above.
 
     Raises:
         UserError: at the end of an epoch that was validated, the metric is missing.
     """
+
+    counted = "epochs"
+    _reached: float | None = None  # the threshold that a resumed run had been compared with
 
     def __init__(
         self,
@@ -81,9 +84,6 @@ class EarlyStopping(Validated, lightning.pytorch.callbacks.EarlyStopping):
         else:
             self.stopping_reason, self.stopped_epoch = Reason.NOT_STOPPED, 0
 
-    counted = "epochs"
-    _reached: float | None = None  # the threshold that ended the run
-
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare, unless the metric is still an earlier epoch's."""
         if getattr(trainer, "fast_dev_run", 0) or not self.is_of_this_epoch(trainer, self.monitor):
@@ -98,7 +98,7 @@ class EarlyStopping(Validated, lightning.pytorch.callbacks.EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best value and how long it has been the best."""
         super().load_state_dict({**state_dict, "patience": self.patience})
-        self._reached = state_dict.get("stopping_threshold")
+        self._reached = state_dict.get("stopping_threshold", self.stopping_threshold)
 
 
 def why(stopping: lightning.pytorch.callbacks.EarlyStopping) -> str | None:
