@@ -39,12 +39,12 @@ from litvision.preflight import (
     check_monitor,
     check_shared,
     check_strategy,
-    counts,
     parts,
     same_run,
     try_network,
     try_one_picture,
     try_optimizer,
+    which_pictures,
 )
 from litvision.scaling import check_scaled, scale_learning_rate
 
@@ -336,7 +336,7 @@ def card(config: Any, datamodule: ImageDataModule) -> dict[str, Any]:
         "mean": list(datamodule.mean or ()),
         "std": list(datamodule.std or ()),
         "image_size": list(datamodule.image_size),
-        "pictures": counts(datamodule),
+        "pictures": which_pictures(datamodule),
     }
 
 

@@ -61,7 +61,7 @@ def main(cfg: DictConfig) -> float:
     datamodule.test_split = cfg.split
     datamodule.prepare_data()
     datamodule.setup()
-    then, now = card.get("pictures"), preflight.counts(datamodule)
+    then, now = card.get("pictures"), preflight.which_pictures(datamodule)
     set_aside = datamodule.subsets["val"].images is datamodule.subsets["train"].images
     if cfg.split != "test" and then and set_aside and (how := preflight.other_pictures(then, now)):
         log.warning(

@@ -21,15 +21,18 @@ def can_save(trainer: L.Trainer) -> bool:
     return not trainer.is_last_batch and not trainer.fit_loop._should_accumulate()
 
 
-def validates_next(trainer: L.Trainer) -> bool:
-    """Say whether a validation follows this batch, which a run resumed from here would not make.
+def can_stop(trainer: L.Trainer) -> bool:
+    """Say whether a run can be saved and stopped after this batch, and go on as if it had not.
 
-    Not where one follows each update of the weights, and nothing would ever be saved.
+    Not before a validation, which the resumed run would not make; but where one follows each update
+    of the weights, there is no other place.
     """
-    fetcher, every = trainer.fit_loop._data_fetcher, getattr(trainer, "val_check_batch", None)
-    if isinstance(every, int) and trainer.accumulate_grad_batches % every == 0:
+    if not can_save(trainer):
         return False
-    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+    fetcher, every = trainer.fit_loop._data_fetcher, getattr(trainer, "val_check_batch", None)
+    always = isinstance(every, int) and trainer.accumulate_grad_batches % every == 0
+    validates = fetcher and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+    return always or not validates
 
 
 def ends_here(trainer: L.Trainer) -> bool:

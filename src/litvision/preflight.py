@@ -183,7 +183,7 @@ BOUND = {"ema", "finetuning", "pruning", "sparsity_2_4", "warmup", "whitening"}
 FROM_THE_START = {"finetuning", "whitening"}
 
 
-def counts(datamodule: ImageDataModule) -> dict[str, Any]:
+def which_pictures(datamodule: ImageDataModule) -> dict[str, Any]:
     """Return how many pictures are there to train on, "train", and to validate, "val".
 
     And under "files" what they are called, as a fingerprint, where they come from files.
@@ -193,7 +193,7 @@ def counts(datamodule: ImageDataModule) -> dict[str, Any]:
 
 
 def other_pictures(then: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """Say in what the pictures differ from those of a run, as `counts` gives both; or None."""
+    """Say in what pictures differ from those of a run, as `which_pictures` gives both; or None."""
     if any(then[name] != now[name] for name in ("train", "val")):
         sizes = [f"{n['train']:,} to train on and {n['val']:,} to validate" for n in (then, now)]
         return f"{sizes[0]} then and {sizes[1]} now"
@@ -238,7 +238,7 @@ def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataM
                     f"resume: the checkpoint was trained with {key}={was.get(key)}, and this "
                     f"command says {says.get(key)}: give the same options as then."
                 )
-    if pictures is not None and (how := other_pictures(pictures, counts(datamodule))):
+    if pictures is not None and (how := other_pictures(pictures, which_pictures(datamodule))):
         raise UserError(
             f"resume: the pictures have changed, {how}, and others "
             "would be set aside for validation. Bring them back, or begin a run with "

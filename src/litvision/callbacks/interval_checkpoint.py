@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from pydantic import Field
 
-from litvision.position import can_save, validates_next
+from litvision.position import can_stop
 
 EVERY = 50  # steps between the questions that several devices ask each other
 
@@ -47,7 +47,7 @@ class IntervalCheckpoint(ModelCheckpoint):
 
         Several devices have to agree on that, and each waits for the others: not at every step.
         """
-        if self.every_n_minutes is None or not can_save(trainer) or validates_next(trainer):
+        if self.every_n_minutes is None or not can_stop(trainer):
             return
         self._chances += 1  # the same on all devices, and counted through epochs
         if trainer.world_size == 1 or self._chances >= EVERY:

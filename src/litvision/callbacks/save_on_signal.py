@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from litvision.callbacks.last_checkpoint import LastCheckpoint
 from litvision.errors import Interrupted
-from litvision.position import can_save, validates_next
+from litvision.position import can_stop
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +77,9 @@ class SaveOnSignal(Checkpoint):
     ) -> None:
         """Save and stop, if asked to and between two updates of the weights."""
         # On one device, nothing but a look at a number is added to a step.
-        if not (self.received or trainer.world_size > 1) or not can_save(trainer):
+        if not (self.received or trainer.world_size > 1) or not can_stop(trainer):
             return
-        if not validates_next(trainer) and self._time_to_ask(trainer) and self._asked(trainer):
+        if self._time_to_ask(trainer) and self._asked(trainer):
             trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
             self._stop(trainer)
 

@@ -83,7 +83,7 @@ class Sparsity24(L.Callback):
         """Bring restored masks to the weights' device, and listen for the end of a step."""
         for name, mask in self.masks.items():
             self.masks[name] = mask.to(self._covered.layers[name].weight.device)
-        self._factorize()
+        self._set_factors()
         self._hooks = [o.register_step_post_hook(self._mask_again) for o in trainer.optimizers]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -104,10 +104,10 @@ class Sparsity24(L.Callback):
                     for value in optimizer.state.get(weight, {}).values():
                         if isinstance(value, Tensor) and value.shape == weight.shape:
                             value.mul_(mask)
-        self._factorize()
+        self._set_factors()
         log.info(f"epoch {trainer.current_epoch + 1}: half of their weights are zero from now on")
 
-    def _factorize(self) -> None:
+    def _set_factors(self) -> None:
         """Note what weights are multiplied by at each step, in their type and layout."""
         self._factors = []
         for name, mask in self.masks.items():

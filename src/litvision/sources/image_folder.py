@@ -144,42 +144,39 @@ class ImageFolder:
     def _split_names(self) -> Sequence[Split]:
         needed: Sequence[Split] = self.splits or ("train", "test")
         for name in needed:
-            if (self.root / name).is_dir():
-                continue
-            try:
-                folders = sorted(entry.name for entry in visible(self.root) if entry.is_dir())
-            except OSError:  # nothing there
-                folders = []
-            if name == needed[0] and self.root.name in get_args(Split):
-                above = self.root.parent
-                if (above / name).is_dir() or self.root.name == name:
-                    raise UserError(
-                        f"no folder {self.root / name}: data.root is the folder that holds "
-                        f"{' and '.join(needed)}, so give data.root={above}"
-                    )
-            if written := [folder for folder in folders if folder.lower() == name]:
-                raise UserError(
-                    f"no folder {self.root / name}, but {written[0]}: rename it to {name}"
-                )
-            if len(folders) > 1 and name == needed[0]:
-                tested = f", and some pictures of each into {self.root / 'test'}/<class>"
-                raise UserError(
-                    f"no folder {self.root / name}, but {', '.join(folders[:3])}: if these are the "
-                    f"classes, move them into {self.root / name}"
-                    + (tested if name == "train" and "test" in needed else "")
-                )
-            there = [f for f in ("train", "val") if f in folders] if name == "test" else []
-            raise UserError(
-                f"no folder {self.root / name}; {_expected(self.root, needed)}; "
-                f"set data.root to the folder that holds {' and '.join(needed)}"
-                + (
-                    f", or train without: data.splits=[{','.join(there)}] test=false"
-                    if there
-                    else ""
-                )
-            )
+            if not (self.root / name).is_dir():
+                raise self._missing(name, needed)
         own = self.splits is None and (self.root / "val").is_dir()
         return (*needed, "val") if own else needed
+
+    def _missing(self, name: Split, needed: Sequence[Split]) -> UserError:
+        """Say what to do about a split that has no folder."""
+        no_folder, both = f"no folder {self.root / name}", " and ".join(needed)
+        above, first = self.root.parent, name == needed[0]
+        try:
+            folders = sorted(entry.name for entry in visible(self.root) if entry.is_dir())
+        except OSError:  # nothing there
+            folders = []
+        itself = self.root.name in get_args(Split)
+        if first and itself and ((above / name).is_dir() or self.root.name == name):
+            return UserError(
+                f"{no_folder}: data.root is the folder that holds {both}, so give data.root={above}"
+            )
+        if written := [folder for folder in folders if folder.lower() == name]:
+            return UserError(f"{no_folder}, but {written[0]}: rename it to {name}")
+        if first and len(folders) > 1:
+            tested = f", and some pictures of each into {self.root / 'test'}/<class>"
+            return UserError(
+                f"{no_folder}, but {', '.join(folders[:3])}: if these are the classes, move them "
+                f"into {self.root / name}"
+                + (tested if name == "train" and "test" in needed else "")
+            )
+        there = [f for f in ("train", "val") if f in folders] if name == "test" else []
+        without = f", or train without: data.splits=[{','.join(there)}] test=false"
+        return UserError(
+            f"{no_folder}; {_expected(self.root, needed)}; set data.root to the folder that holds "
+            f"{both}" + (without if there else "")
+        )
 
 
 class _Split:
@@ -262,17 +259,14 @@ class _Split:
 
     def images(self, classes: list[str]) -> Images:
         """Map the cache into memory; the labels count in `classes`."""
-        kept = [path.split("/")[1] for path in self._kept()]
+        kept = [path for path in self.files if path not in self.skipped]
         label = {name: index for index, name in enumerate(classes)}
         return Images(
             pixels=_map(self.cache)[: len(kept)],
-            labels=torch.tensor([label[name] for name in kept], dtype=torch.int64),
+            labels=torch.tensor([label[path.split("/")[1]] for path in kept], dtype=torch.int64),
             classes=tuple(classes),
-            fingerprint=hashlib.sha256(os.fsencode("\0".join(self._kept()))).hexdigest(),
+            fingerprint=hashlib.sha256(os.fsencode("\0".join(kept))).hexdigest(),
         )
-
-    def _kept(self) -> list[str]:
-        return [path for path in self.files if path not in self.skipped]
 
 
 def _classes(splits: list[_Split]) -> list[str]:
