@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -78,6 +79,7 @@ def _run(
     environment: dict[str, str],
     streams: tuple[Path, Path],
 ) -> None:
+    gc.freeze()  # what was imported before the fork: else the first full collection goes through it
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

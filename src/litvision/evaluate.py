@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from litvision.commandline import command
 from litvision.errors import UserError
+from litvision.importing import quick_imports
 
 if TYPE_CHECKING:
     import lightning as L
@@ -27,11 +28,12 @@ log = logging.getLogger(__name__)
 @command("evaluate")
 def main(cfg: DictConfig) -> float:
     """Rebuild the classifier of `cfg.checkpoint`, test it, print a table, return the accuracy."""
-    from litvision import assemble, checkpoints, messages, preflight, records, tta
-    from litvision.callbacks.figures import Figures
-    from litvision.callbacks.progress import progress
-    from litvision.trust import TRUSTED, trusted_data
-    from litvision.validation import check, check_value
+    with quick_imports():
+        from litvision import assemble, checkpoints, messages, preflight, records, tta
+        from litvision.callbacks.figures import Figures
+        from litvision.callbacks.progress import progress
+        from litvision.trust import TRUSTED, trusted_data
+        from litvision.validation import check, check_value
 
     messages.settle_logging()
     check_value("trust", cfg.trust, list[str])

@@ -17,6 +17,7 @@ from pydantic import Field
 from litvision import records
 from litvision.commandline import command, first_line
 from litvision.errors import UserError, os_error
+from litvision.importing import quick_imports
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,8 +42,9 @@ class Options(TypedDict):
 @command("export")
 def main(cfg: DictConfig) -> float:
     """Write the file, verify it on real pictures, and return the largest difference."""
-    from litvision import checkpoints, messages
-    from litvision.validation import check_keys
+    with quick_imports():
+        from litvision import checkpoints, messages
+        from litvision.validation import check_keys
 
     messages.settle_logging()
     check_keys(cfg, Options)

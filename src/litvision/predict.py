@@ -15,6 +15,7 @@ from pydantic import Field
 from litvision import records
 from litvision.commandline import command
 from litvision.errors import UserError
+from litvision.importing import quick_imports
 
 if TYPE_CHECKING:
     from litvision.predictor import Answer, Predictor
@@ -40,9 +41,10 @@ class Options(TypedDict):
 @command("predict")
 def main(cfg: DictConfig) -> int:
     """Write what the classifier says about every picture; return how many there were."""
-    from litvision import hardware, messages
-    from litvision.predictor import load
-    from litvision.validation import check_keys
+    with quick_imports():
+        from litvision import hardware, messages
+        from litvision.predictor import load
+        from litvision.validation import check_keys
 
     messages.settle_logging()
     check_keys(cfg, Options)

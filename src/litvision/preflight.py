@@ -366,7 +366,12 @@ def build(node: DictConfig | None, trust: Any = ANY, **more: Any) -> Any:
         trust: the targets that it may name.
         more: options to add.
     """
-    return instantiate(node, _convert_="all", _execution_whitelist_=trust, **more)
+    if node is None:
+        return None
+    # By itself: with options to add, of which `_convert_` is one, Hydra would copy all of the
+    # config that the node belongs to.
+    alone = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
+    return instantiate(alone, _convert_="all", _execution_whitelist_=trust, **more)
 
 
 @contextmanager

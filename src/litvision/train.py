@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from litvision import records, sweeps
 from litvision.commandline import command
 from litvision.errors import UserError
+from litvision.importing import quick_imports
 
 
 @command("train")
@@ -23,7 +24,8 @@ def main(cfg: DictConfig) -> float | None:
 
 def train(cfg: DictConfig) -> float | None:
     """Do it, in this process."""
-    from litvision.assemble import assemble  # torch comes in here, so that help need not wait
+    with quick_imports():  # here, so that help need not wait for torch
+        from litvision.assemble import assemble
 
     with records.alone(Path(cfg.run_dir)):
         refuse_to_overwrite(cfg)
