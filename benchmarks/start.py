@@ -13,6 +13,14 @@ from benchmarks.measure import ROOT, Table, in_turn, ratios, run, scratch
 
 ROUNDS = 5
 TRAIN = ("-m", "litvision.train")
+ONE_BATCH = ("experiment=demo", "debug=fast", "data.train_size=200", "data.test_size=100")
+# The same command, with garbage collected while it imports and when it ends.
+COLLECTING = """
+import atexit, contextlib, gc, runpy, litvision.importing
+litvision.importing.quick_imports = contextlib.nullcontext
+atexit.register(gc.unfreeze)
+runpy.run_module("litvision.train", run_name="__main__", alter_sys=True)
+"""
 
 
 class FirstStep(L.Callback):
@@ -66,6 +74,19 @@ def main() -> None:
         f"{statistics.median(firsts):.2f}",
         f"{statistics.median(imports):.2f}",
         statistics.median(firsts) / statistics.median(imports),
+    )
+    ends = in_turn(
+        {
+            "ours": lambda: run(*TRAIN, *ONE_BATCH, **quiet),
+            "collecting": lambda: run("-c", COLLECTING, *ONE_BATCH, **quiet),
+        },
+        ROUNDS,
+    )
+    table.add(
+        "a run of one batch to its end, beside the same with garbage collected while importing",
+        f"{statistics.median(ends['ours']):.2f}",
+        f"{statistics.median(ends['collecting']):.2f}",
+        ratios(ends["ours"], ends["collecting"]),
     )
     table.notes.append(
         f"Medians of {ROUNDS} (first step: 3) after one that warms the disk's cache."

@@ -5,9 +5,11 @@ Nothing here imports torch, so help and misspelt words are answered at once.
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import errno
 import functools
+import gc
 import itertools
 import logging
 import os
@@ -114,6 +116,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         @functools.wraps(function)
         def main() -> None:
+            atexit.register(gc.freeze)  # no last search for garbage, which takes apart all there is
             os.environ.setdefault(_ASKED, "1" if WANTS_TRACEBACKS else "0")
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every exception on to us
             logging.raiseExceptions = WANTS_TRACEBACKS  # a log that cannot be written is no bug

@@ -15,8 +15,8 @@ def quick_imports() -> Iterator[None]:
     """Look for no garbage while Lightning and torch are imported, nor ever in what they leave.
 
     Half a million objects come to be, which stay for as long as the process. Python's collector
-    goes through them again and again meanwhile, in each of its full rounds later, and twice at the
-    process's end, when it also takes them apart one by one: together a third of a short command's
+    goes through them again and again meanwhile, in each of its full rounds later, and at the
+    process's end, when it also takes them apart one by one: together a quarter of a short command's
     time. What is made after the block is collected as ever; where Lightning has been imported
     already, the block does nothing.
 
