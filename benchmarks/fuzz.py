@@ -46,7 +46,7 @@ VALUES = (
 
 def groups() -> dict[str, list[str]]:
     """Return the choices of every group that may be drawn."""
-    from litvision.commandline import CONF
+    from litvision.configs import CONF
 
     found = {}
     for folder in sorted(path for path in CONF.iterdir() if path.is_dir()):
@@ -89,7 +89,7 @@ def free_keys() -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     from litvision import records
-    from litvision.commandline import CONF, keys_of
+    from litvision.configs import CONF, keys_of
 
     with initialize_config_dir(str(CONF)):
         cfg = compose("train", ["data=shapes"])

@@ -11,7 +11,7 @@ from omegaconf import open_dict
 
 from benchmarks.measure import scratch
 from litvision.assemble import Run, assemble
-from litvision.commandline import CONF
+from litvision.configs import CONF
 
 
 def build(*overrides: str, pictures: int | None = None) -> Run:

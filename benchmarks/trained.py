@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.measure import REAL, RESULTS, machine, run
 from litvision import records
-from litvision.commandline import CONF
+from litvision.configs import CONF
 
 # How long, and how often, the ways of a comparison are trained.
 EPOCHS = int(os.environ.get("EPOCHS", "8"))

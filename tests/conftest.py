@@ -225,7 +225,7 @@ def compose_train(tmp_path: Path) -> Compose:
 
     from hydra import compose, initialize_config_dir
 
-    from litvision.commandline import CONF
+    from litvision.configs import CONF
 
     def composed(*overrides: str) -> DictConfig:
         fixed = [

@@ -16,7 +16,7 @@ from benchmarks.pictures import Pictures
 from hydra import compose, initialize_config_dir
 
 from litvision.assemble import Run
-from litvision.commandline import CONF
+from litvision.configs import CONF
 from litvision.transforms import normalize
 
 

@@ -13,7 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import Run
-from litvision.commandline import CONF, nearest, new_folder
+from litvision.commandline import new_folder
+from litvision.configs import CONF, nearest
 
 SOURCE = Path(__file__).parents[1] / "src"
 
@@ -91,6 +92,18 @@ def test_a_value_that_does_not_fit_is_found_before_data_are_read(tmp_path: Path,
         "error: data.batch_size=0 does not fit: it takes an integer from 1."
     ]
     assert not (tmp_path / "data").exists()
+
+
+def test_a_run_that_did_not_begin_leaves_no_folder_but_nothing_of_anybody_is_lost(
+    run: Run, tmp_path: Path
+) -> None:
+    assert run("train", "data=shapes", "optimizer.lr=-1").returncode == 1
+    assert list((tmp_path / "logs").glob("*/*")) == []
+    notes = tmp_path / "own" / "train.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    run("train", "data=shapes", "optimizer.lr=-1", "hydra.run.dir=own")
+    assert notes.read_text() == "mine"
 
 
 def test_what_lightning_refuses_in_training_gets_one_line(run: Run) -> None:

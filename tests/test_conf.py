@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from litvision.commandline import CONF, groups
+from litvision.configs import CONF, groups
 from litvision.preflight import build
 from litvision.scaling import scale_learning_rate
 from litvision.validation import check

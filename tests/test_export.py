@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import litvision
 from conftest import Run, run_command, write_image_folder
 from litvision import export
-from litvision.commandline import CONF
+from litvision.configs import CONF
 from litvision.errors import UserError
 from litvision.export import compare
 

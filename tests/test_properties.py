@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from litvision.assemble import assemble
 from litvision.batches import Batch, Images, split_stratified
-from litvision.commandline import CONF, _is_bug, _message_of
+from litvision.configs import CONF
 from litvision.datamodule import ImageDataModule
+from litvision.mistakes import is_bug, message_of
 
 # The same examples in every run, so that a failure is of this change.
 SETTINGS = settings(
@@ -273,13 +274,13 @@ def train_a_step(overrides: list[str]) -> str:
     except HydraException:
         return "refused"  # test_commandline.py has what is said then
     except ValueError as error:  # of Hydra, for a group that is given a number
-        assert not _is_bug(error)  # noqa: PT017
+        assert not is_bug(error)  # noqa: PT017
         return "refused"
     try:
         run = assemble(cfg)
         run.trainer.fit(run.classifier, run.datamodule)
     except Exception as error:
-        if _is_bug(error) or "\n" in _message_of(error):
+        if is_bug(error) or "\n" in message_of(error):
             raise AssertionError(f"neither trained nor refused: {' '.join(overrides)}") from error
         return "refused"
     return "trained"

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from conftest import Compose, Run
 from litvision.assemble import Run as Assembled
 from litvision.assemble import assemble
-from litvision.commandline import CONF
+from litvision.configs import CONF
 from litvision.errors import UserError
 from litvision.transforms import normalize
 from test_datamodule import datamodule, epoch

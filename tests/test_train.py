@@ -288,7 +288,7 @@ def test_the_real_cifar_path_from_download_to_result(
     monkeypatch.setattr("litvision.sources.cifar.CIFAR10.dataset", archive.dataset)
     from hydra import compose, initialize_config_dir
 
-    from litvision.commandline import CONF
+    from litvision.configs import CONF
 
     with initialize_config_dir(str(CONF)):
         cfg = compose(

@@ -26,8 +26,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_valid
 from torch import Tensor
 
 from litvision.classifier import ImageClassifier
-from litvision.commandline import first_line
-from litvision.errors import UserError
+from litvision.errors import UserError, first_line
 from litvision.trust import (
     TRUSTED,
     memory_limit,

@@ -6,50 +6,31 @@ Nothing here imports torch, so help and misspelt words are answered at once.
 from __future__ import annotations
 
 import atexit
-import difflib
-import errno
 import functools
 import gc
 import itertools
 import logging
 import os
-import re
+import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from litvision import records
-from litvision.errors import UserError, os_error
-
-# As Hydra's users know it. `command` sets it for Hydra, and keeps what was asked for beside it, for
-# the processes that a run or a sweep starts.
-_ASKED = "LITVISION_FULL_ERROR"
-_NO_PLUGIN = "Unknown plugin class"
-_NO_CHOICE = "Config group override must be"
-_NO_NAME = re.compile(
-    r"^\w+=(null|true|false|nan|[-+]?inf|[-+]?[0-9.]+(e[-+]?[0-9]+)?|\{.*)$", re.I
-)
-WANTS_TRACEBACKS = os.environ.get(_ASKED, os.environ.get("HYDRA_FULL_ERROR")) == "1"
-
-_PACKAGE = Path(__file__).parent
-# Beside the package in a clone, inside it in a wheel.
-CONF = next(
-    (c for c in (_PACKAGE.parents[1] / "conf", _PACKAGE / "conf") if c.is_dir()), _PACKAGE / "conf"
-)
+from litvision import mistakes, records
+from litvision.configs import CONF
+from litvision.errors import UserError
+from litvision.mistakes import ASKED, WANTS_TRACEBACKS, stop
 
 
 def new_folder(path: str) -> str:
@@ -97,16 +78,17 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     raise UserError(f"{missing[0]} has no value: give {missing[0]}=…")
                 return function(cfg)
             except Exception as caught:
-                error = _disk_error(caught, config_name)
+                error = mistakes.disk_error(caught, config_name)
                 # In a sweep, the sweep and not the run ends the process.
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     from litvision import sweeps
 
-                    sweeps.record_failure(error, bug=_is_bug(error))
+                    sweeps.record_failure(error, bug=mistakes.is_bug(error))
                     raise
-                if _is_bug(error):
+                if mistakes.is_bug(error):
                     raise
-                stop(_message_of(error))
+                _remove_if_bare(Path(HydraConfig.get().runtime.output_dir))
+                stop(mistakes.message_of(error))
 
         app = hydra.main(
             config_path=str(CONF),
@@ -117,7 +99,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         @functools.wraps(function)
         def main() -> None:
             atexit.register(gc.freeze)  # no last search for garbage, which takes apart all there is
-            os.environ.setdefault(_ASKED, "1" if WANTS_TRACEBACKS else "0")
+            os.environ.setdefault(ASKED, "1" if WANTS_TRACEBACKS else "0")
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every exception on to us
             logging.raiseExceptions = WANTS_TRACEBACKS  # a log that cannot be written is no bug
             arguments = _named(sys.argv[1:])
@@ -141,15 +123,23 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 print("stopped by SIGTERM", file=sys.stderr)
                 raise SystemExit(128 + signal.SIGTERM) from None
             except MissingConfigException as error:
-                stop(_missing_option(error))
+                stop(mistakes.missing_option(error))
             except OverrideParseException as error:
-                stop(f"{error.override!r} cannot be read: {_misread(error)}. {OVERRIDE_HELP}")
+                stop(mistakes.unreadable(error))
             except ConfigCompositionException as error:
-                stop(_composition_error(error, config_name))
+                stop(mistakes.composition_error(error, config_name))
 
         return main
 
     return decorate
+
+
+def _remove_if_bare(folder: Path) -> None:
+    """Remove the folder of a run that did not begin: it holds what Hydra writes first, no more."""
+    config = folder / ".hydra"
+    first = {folder / f"{HydraConfig.get().job.name}.log", config, *config.glob("*.yaml")}
+    if set(folder.rglob("*")) <= first:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -158,10 +148,10 @@ def mistakes_in_one_line(command: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as caught:
-        error = _disk_error(caught, command)
-        if _is_bug(error):
+        error = mistakes.disk_error(caught, command)
+        if mistakes.is_bug(error):
             raise
-        stop(_message_of(error))
+        stop(mistakes.message_of(error))
 
 
 def _named(arguments: list[str]) -> list[str]:
@@ -235,161 +225,3 @@ def _run_of(value: str) -> str | None:
 
 def _sweeps(arguments: list[str]) -> bool:
     return bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments))
-
-
-def _misread(error: OverrideParseException) -> str:
-    """Say why Hydra cannot read an override, of the several lines that it has for it."""
-    if "=" not in error.override:
-        return "it has no ="
-    lines = [line.strip() for line in str(error).splitlines()]
-    saying = [x for x in lines if x and not x.startswith(("Error when parsing", "Error parsing"))]
-    if not saying or saying[0].startswith("LexerNoViableAltException"):
-        return "a character in it means nothing outside quotes"
-    return saying[0].rstrip(".")
-
-
-OVERRIDE_HELP = "Write group=option or key=value, and quote values with spaces or brackets."
-
-
-def stop(message: str) -> NoReturn:
-    """Print one line on standard error and exit with status 1."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(1)
-
-
-def nearest(word: str, words: Iterable[str], count: int = 3) -> list[str]:
-    """Return the words most like `word`, best first; for a dotted key its last part counts too.
-
-    Of keys with the same last part, one in a config group comes first: optimizer.lr for lr.
-    """
-    own = groups()
-    words = sorted(set(words), key=lambda w: (w.partition(".")[0] not in own, w))
-    last = word.rpartition(".")[2]
-    found = [w for w in words if "." in w and w.endswith(f".{word}")]
-    found += difflib.get_close_matches(word, words, n=count, cutoff=0.6)
-    by_last = {w.rpartition(".")[2]: w for w in reversed(words)}
-    found += [by_last[w] for w in difflib.get_close_matches(last, by_last, n=count, cutoff=0.7)]
-    return list(dict.fromkeys(found))[:count]
-
-
-def keys_of(cfg: Any, prefix: str = "") -> list[str]:
-    """Return every dotted key of a config."""
-    keys: list[str] = []
-    for key in cfg:
-        keys.append(f"{prefix}{key}")
-        child = cfg._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none() and not child._is_missing():
-            keys += keys_of(child, f"{prefix}{key}.")
-    return keys
-
-
-def groups() -> list[str]:
-    """Return the config groups, the folders of `conf/`."""
-    return sorted(f.name for f in CONF.iterdir() if f.is_dir() and f.name != "hydra")
-
-
-def _is_bug(error: Exception) -> bool:
-    """Say whether a traceback helps: not where a person's mistake is the cause, unless wanted."""
-    # By name, since importing Lightning would take seconds: its word for settings that do not fit.
-    lightning = type(error).__name__ == "MisconfigurationException"
-    # Hydra's own, a plain ValueError for `callbacks=null`, a RuntimeError for a missing plug-in.
-    no_choice = str(error).startswith((_NO_CHOICE, _NO_PLUGIN))
-    mistake = lightning or no_choice or isinstance(error, UserError | OmegaConfBaseException)
-    return WANTS_TRACEBACKS or not mistake
-
-
-def _disk_error(error: Exception, command: str) -> Exception:
-    """Return a UserError for what a full or read-only disk raises; others as they are."""
-    cause = os_error(error)
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if cause is None or cause.errno not in (*full, errno.EROFS):
-        return error
-    what = cause.strerror if cause.filename is None else f"{cause.strerror}: {cause.filename}"
-    folder = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else None
-    saved = command == "train" and folder and Path(folder, "checkpoints", "last.ckpt").is_file()
-    then = f"go on with the same command and resume={folder}" if saved else "run it again"
-    first = "Make room" if cause.errno in full else "Give another place, hydra.run.dir=<folder>"
-    mistake = UserError(f"nothing more can be written ({what}). {first}, then {then}.")
-    mistake.__cause__ = error
-    return mistake
-
-
-def _message_of(error: Exception) -> str:
-    if isinstance(error, UserError):
-        return str(error).partition("\nfull_key:")[0]  # Hydra adds it to what a class raises
-    if str(error).startswith(_NO_CHOICE):
-        chosen = next((a for a in sys.argv[1:] if _NO_NAME.search(a)), "a group")
-        group = chosen.partition("=")[0]
-        if group in ("callbacks", "logger", "scheduler", "a group"):
-            return (
-                f"{chosen}: name a choice, or take single parts out: callbacks.<name>=null, "
-                "logger=none, scheduler=none."
-            )
-        names = sorted(file.stem for file in (CONF / group).glob("*.yaml") if file.stem != "base")
-        return f"{chosen}: name a choice. All of {group}: {', '.join(names)}."
-    if plugin := re.search(rf"^{_NO_PLUGIN}.*\.hydra_(\w+)_(launcher|sweeper)\.", str(error)):
-        name, kind = plugin.groups()
-        return (
-            f"hydra/{kind}={name} needs hydra-{name}-{kind}, which is not installed: "
-            f"make install EXTRAS={name}"
-        )
-    key = getattr(error, "full_key", None) or getattr(error, "key", None)
-    line = first_line(error)
-    if " raised while resolving interpolation: " in line:  # by one of ours
-        return line.partition(" raised while resolving interpolation: ")[2]
-    return f"{key}: {line}" if key and str(key) not in line else line
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text that says anything, else its type's name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _missing_option(error: MissingConfigException) -> str:
-    group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    if not group or error.options is None:
-        return first_line(error)
-    options = [o for o in error.options if o != "base"]
-    near = nearest(option, options) or options
-    return (
-        f"{group}={option}: there is no {option!r} in {group}. "
-        f"Nearest: {', '.join(near)}. All of {group}: {', '.join(options)}."
-    )
-
-
-def _composition_error(error: ConfigCompositionException, config_name: str) -> str:
-    found = re.search(r"Could not override '([^']+)'", str(error))
-    if not found:
-        cause = error.__cause__
-        return first_line(error) + (f" ({first_line(cause)})" if cause else "")
-    key = found.group(1).partition("@")[0]
-    others = _groups_of(config_name) or [k for k in _valid_keys(config_name, key) if "." not in k]
-    near = [word for word in nearest(key, _valid_keys(config_name, key)) if word != key]
-    hint = f"Nearest: {', '.join(near)}." if near else f"There are: {', '.join(others)}."
-    new = f" To add a new key, write +{key}=…" if config_name == "train" else ""
-    return f"There is no key or group {key!r}. {hint}{new}"
-
-
-def _groups_of(config_name: str) -> list[str]:
-    """Return the config groups that a command chooses from."""
-    primary: Any = OmegaConf.load(CONF / f"{config_name}.yaml")
-    defaults = primary.get("defaults", [])
-    named = {str(key) for entry in defaults if not isinstance(entry, str) for key in entry}
-    return [group for group in groups() if group in named]
-
-
-def _valid_keys(config_name: str, wrong: str) -> list[str]:
-    """Return keys and groups of the config as the rest of the command line composes it."""
-    chosen = [
-        word
-        for word in sys.argv[1:]
-        if word.partition("=")[0] in groups() and word.partition("=")[0] != wrong
-    ]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF)):
-        try:
-            cfg = compose(config_name, overrides=chosen)
-        except (ConfigCompositionException, OmegaConfBaseException):
-            cfg = compose(config_name)
-    return [*keys_of(cfg), *_groups_of(config_name)]

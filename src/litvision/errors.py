@@ -28,3 +28,9 @@ def os_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = None if isinstance(error, UserError) else error.__cause__ or error.__context__
     return error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's text that says anything, else its type's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

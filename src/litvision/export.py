@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from pydantic import Field
 
 from litvision import records
-from litvision.commandline import command, first_line
-from litvision.errors import UserError, os_error
+from litvision.commandline import command
+from litvision.errors import UserError, first_line, os_error
 from litvision.importing import quick_imports
 
 if TYPE_CHECKING:

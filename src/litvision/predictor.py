@@ -14,8 +14,7 @@ from torch import Tensor
 
 from litvision import checkpoints, hardware
 from litvision.classifier import ImageClassifier
-from litvision.commandline import first_line
-from litvision.errors import UserError
+from litvision.errors import UserError, first_line
 from litvision.sources.decode import decode, fit, with_channels
 from litvision.transforms import normalize
 from litvision.tta import Tta, average

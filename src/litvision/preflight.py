@@ -18,9 +18,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from litvision.classifier import METRICS, ImageClassifier
-from litvision.commandline import first_line
 from litvision.datamodule import ImageDataModule
-from litvision.errors import UserError
+from litvision.errors import UserError, first_line
 from litvision.optimizers import several_rates
 from litvision.position import batches_per_epoch
 from litvision.records import at, flat

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import OmegaConf, open_dict
 
 from litvision import leaderboard, records
-from litvision.commandline import CONF
+from litvision.configs import CONF
 from litvision.leaderboard import shown
 
 SHOWN = 20  # runs of a sweep with a curve of their own: the best ones

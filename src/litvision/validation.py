@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from litvision.commandline import nearest
+from litvision.configs import nearest
 from litvision.errors import UserError
 
 # What these are given as objects when they are built.
