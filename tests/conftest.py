@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import http.server
 import pickle
@@ -258,13 +257,3 @@ def run(tmp_path: Path) -> Run:
         return run_command(folder, module, *arguments, **options)
 
     return in_folder
-
-
-def pytest_collection_finish() -> None:
-    """Let the garbage collector go through what tests make, not through what they import."""
-    gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    """Take that back, else some libraries report at the end what Python leaves there, as leaks."""
-    gc.unfreeze()

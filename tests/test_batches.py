@@ -125,3 +125,18 @@ def test_channel_statistics_equal_those_of_a_float_copy(pixels: Tensor) -> None:
     values = pixels[rows].double().flatten(0, 2) / 255
     np.testing.assert_allclose(mean, values.mean(0), rtol=1e-12)
     np.testing.assert_allclose(std, values.std(0, correction=0), rtol=1e-9)
+
+
+def test_statistics_count_more_pictures_than_are_looked_at_together() -> None:
+    pixels = torch.randint(0, 256, (5000, 1, 1, 1), dtype=torch.uint8)
+    pixels[4096:] = 255
+    images = Images(pixels, torch.zeros(5000, dtype=torch.int64), ("a",))
+    mean, _ = channel_statistics(images, torch.arange(5000))
+    assert mean[0] == pytest.approx(pixels.double().mean().item() / 255)
+
+
+def test_as_many_pictures_left_over_as_devices_are_a_batch() -> None:
+    alone = PlanSampler(EpochOrder(9, seed=0, shuffle=False), 4)
+    assert [len(plan.indices) for plan in alone] == [4, 4, 1]
+    two = PlanSampler(EpochOrder(10, seed=0, shuffle=False), 4, rank=0, world_size=2)
+    assert [len(plan.indices) for plan in two] == [2, 2, 1]

@@ -19,6 +19,9 @@ from litvision.configs import CONF, nearest
 SOURCE = Path(__file__).parents[1] / "src"
 
 
+MODELS = ", ".join(sorted({path.stem for path in (CONF / "model").glob("*.yaml")} - {"base"}))
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -30,7 +33,7 @@ SOURCE = Path(__file__).parents[1] / "src"
         (
             "model=resnet19",
             "error: model=resnet19: there is no 'resnet19' in model. Nearest: resnet18. "
-            "All of model: resnet18, speednet, two_layer, vgg16.",
+            f"All of model: {MODELS}.",
         ),
         (
             "experiment=sead",
@@ -44,7 +47,7 @@ SOURCE = Path(__file__).parents[1] / "src"
             "monitor=ä",
             "error: 'monitor=ä' cannot be read: a character in it means nothing outside quotes.",
         ),
-        ("model=true", "error: model=true: name a choice. All of model: resnet18, speednet, two"),
+        ("model=true", f"error: model=true: name a choice. All of model: {MODELS}."),
         ("logger=3", "error: logger=3: name a choice, or take single parts out: callbacks.<name>"),
         (
             "callbacks.result=3",

@@ -299,3 +299,29 @@ def test_checksum_tells_pictures_and_splits_apart() -> None:
     changed = datamodule()
     changed.subsets["train"].images.pixels[7, 0, 0, 0] ^= 1
     assert changed.checksum() not in same
+    relabelled = datamodule()
+    labels = relabelled.subsets["train"].images.labels
+    labels[7] = (labels[7] + 1) % 3
+    assert relabelled.checksum() not in same
+
+
+def test_which_pictures_a_limit_keeps_is_drawn_by_the_seed() -> None:
+    limited = [datamodule(limit_per_class=10, val_fraction=0, seed=seed) for seed in (0, 1)]
+    assert numbers(limited[0], "train") != numbers(limited[1], "train")
+
+
+def test_cutout_alone_is_an_augmentation() -> None:
+    made = datamodule(padding=0, flip=False, cutout=4)
+    assert all(batch.draws is not None for batch in epoch(made))
+
+
+def test_cutout_takes_half_of_the_shorter_side() -> None:
+    class Oblong(Source):
+        def images(self, first: int, count: int) -> Images:
+            pixels = torch.full((count, 4, 12, 3), 255, dtype=torch.uint8)
+            return Images(pixels, torch.arange(count) % 3, CLASSES)
+
+    options: dict[str, Any] = {"padding": 0, "flip": False, "augment": "cutout"}
+    made = ImageDataModule(Oblong, mean=[0.0] * 3, std=[1.0] * 3, **options)
+    made.setup()
+    assert max((b.images == 0).any(1).sum((1, 2)).max() for b in epoch(made)) == 2 * 2

@@ -261,3 +261,7 @@ def test_a_gradient_that_lies_otherwise_than_its_weight_is_not_reordered() -> No
     grads: list[torch.Tensor] = []
     optimizer._init_group(optimizer.param_groups[0], params, grads, [])
     assert grads[0] is given
+
+
+def test_a_step_returns_its_closures_loss() -> None:
+    assert Muon([nn.Parameter(torch.ones(2, 2))]).step(lambda: 3.5) == 3.5

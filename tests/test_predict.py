@@ -265,3 +265,9 @@ def test_a_picture_of_answers_has_a_place_for_each() -> None:
     assert places[:2] == [(0.03, 1.03, 1.33, 0.33), (1.09, 2.09, 1.33, 0.33)]
     assert places[8][:2] == places[0][:2]  # the ninth begins the second row
     assert places[8][3] > places[0][2]
+
+
+def test_an_answer_about_two_classes_names_both() -> None:
+    answer = Answer(("a", "b"), torch.tensor([0.25, 0.75]))
+    assert answer.top() == [("b", 0.75), ("a", 0.25)]
+    assert repr(answer) == "Answer(b 75.0%, a 25.0%)"

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 from conftest import Run
+from litvision.configs import CONF
 from tiny_sweep import TINY, result
 
 SEARCH = ["sweep=optuna", *TINY, "hydra.sweeper.sampler.seed=0"]
@@ -147,3 +150,17 @@ def test_a_search_that_was_killed_goes_on_and_runs_the_lost_again(tmp_path: Path
     assert found[1].params == lost.params
     assert result(tmp_path, 0)["error"] == "lost when the search was stopped"
     assert "trial 0 was lost; its options run again" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["random", "gp", "cmaes", "nsgaii", "qmc"])
+def test_a_sampler_suggests(name: str) -> None:
+    import optuna
+
+    with initialize_config_dir(str(CONF)):
+        overrides = ["sweep=optuna", f"hydra/sweeper/sampler={name}"]
+        cfg = compose("train", overrides=overrides, return_hydra_config=True)
+    trusted = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
+    built = instantiate(cfg.hydra.sweeper.sampler, _execution_whitelist_=trusted)
+    study = optuna.create_study(sampler=built)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=3)
+    assert all(0 <= trial.params["x"] <= 1 for trial in study.trials)

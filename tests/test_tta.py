@@ -93,3 +93,13 @@ def test_load_averages(trained: Trained) -> None:
     assert not np.allclose(
         plain(pixels)[0].probabilities, plain(turned)[0].probabilities, atol=1e-6
     )
+
+
+def test_the_edge_of_a_shifted_view_is_mirrored() -> None:
+    class Corner(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, 0, :1, 0]
+
+    # Upper left, where it is: 0, and mirrored 2. Shifted by a pixel, both times 4.
+    answer = FlipShiftAverage(Corner())(torch.arange(9.0).view(1, 1, 3, 3))
+    assert answer.item() == (0 + 2) / 4 + (4 + 4) / 4

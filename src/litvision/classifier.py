@@ -141,7 +141,7 @@ class ImageClassifier(L.LightningModule):
         """Return the batch's mean loss, weighted so that devices' gradients average exactly."""
         images, labels, share = batch.images, batch.labels, batch.share
         logits = self(images).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = self.loss(logits, labels)
         detached = loss.detach()
         # Sums stay on the device, so that a GPU need not be waited for.
         self._loss.add_(detached, alpha=len(labels))
@@ -150,6 +150,15 @@ class ImageClassifier(L.LightningModule):
         self._pictures += len(labels)
         self._watch(detached, batch_idx)
         return loss if share == 1.0 else loss * share
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return what training makes small: the mean over a batch, a scalar.
+
+        Args:
+            logits: float32 `[B, classes]`.
+            labels: int64 `[B]`; of mixed pictures, float32 `[B, classes]`, each class's share.
+        """
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def _watch(self, loss: Tensor, batch_idx: int) -> None:
         """Notice a loss that is not finite, without making a GPU wait at every step.

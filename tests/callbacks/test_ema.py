@@ -15,7 +15,7 @@ from commands import run_command
 from conftest import Compose, Run
 from counted import Counted
 from litvision.assemble import assemble
-from litvision.callbacks.ema import EMA
+from litvision.callbacks.ema import EMA, _Average
 from litvision.errors import UserError
 
 OPTIONS = ["callbacks=ema", "callbacks.ema.decay=0.5", "optimizer.lr=0.1", "logger=none"]
@@ -148,3 +148,13 @@ def test_a_run_that_was_stopped_ends_with_the_same_average(
     )
     for kind in ("state_dict", "current_model_state", "averaging_state"):
         assert all(torch.equal(value, found[kind][name]) for name, value in expected[kind].items())
+
+
+@pytest.mark.parametrize(("use_buffers", "expected"), [(True, 0.25), (False, 1.0)])
+def test_buffers_are_averaged_if_wished(use_buffers: bool, expected: float) -> None:
+    network = torch.nn.BatchNorm1d(1)
+    averaged: Any = _Average(network, torch.device("cpu"), use_buffers, decay=0.75)
+    averaged.update_parameters(network)
+    network.running_mean += 1
+    averaged.update_parameters(network)
+    assert averaged.module.running_mean.item() == expected

@@ -225,3 +225,44 @@ def test_early_stopping_sees_the_same_numbers(tmp_path: Path) -> None:
     recorder, trainer = run(tmp_path, [1.0, 0.5, 0.6, 0.7, 0.8, 0.1], stopping)
     assert len(recorder.rates) == 5
     assert trainer.current_epoch == 5
+
+
+def test_nothing_is_counted_while_it_cools_down(tmp_path: Path) -> None:
+    recorder, _ = run(tmp_path, [1.0, *[1.1] * 6], ReduceLROnPlateau(patience=1, cooldown=2))
+    assert recorder.rates == [0.8] * 2 + [0.4] * 3 + [0.2] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "rates"), [({"min_lr": 0.4}, [0.8, 0.4, 0.4]), ({"factor": 0.25}, [0.8, 0.2, 0.05])]
+)
+def test_a_resumed_run_goes_by_the_options_given_now(
+    tmp_path: Path, given: dict[str, float], rates: list[float]
+) -> None:
+    losses = [1.0, 1.1, 1.1, 1.1]
+    best = BestCheckpoint(monitor="val/loss", dirpath=tmp_path)
+    last = L.pytorch.callbacks.ModelCheckpoint(
+        filename="last", dirpath=tmp_path, save_on_train_epoch_end=True
+    )
+    run(tmp_path, losses, ReduceLROnPlateau(patience=1), best, last, epochs=1)
+    resumed = {"ckpt_path": tmp_path / "last.ckpt", "weights_only": False}
+    recorder, _ = run(tmp_path, losses, ReduceLROnPlateau(patience=1, **given), **resumed)
+    assert recorder.rates == rates
+
+
+def test_the_rule_and_the_best_checkpoint_forget(tmp_path: Path) -> None:
+    plateau = ReduceLROnPlateau(patience=2)
+    best = BestCheckpoint(monitor="val/loss", dirpath=tmp_path)
+    _, trainer = run(tmp_path, [0.1, 0.2], plateau, best)
+    assert plateau.schedule.best == pytest.approx(0.1)
+    assert not best.check_monitor_top_k(trainer, torch.tensor(9.0))
+    plateau.forget()
+    best.forget()
+    assert (plateau.schedule.best, plateau.schedule.num_bad_epochs) == (float("inf"), 0)
+    assert best.check_monitor_top_k(trainer, torch.tensor(9.0))
+
+
+def test_an_infinite_metric_is_never_the_best(tmp_path: Path) -> None:
+    best = BestCheckpoint(monitor="val/loss", dirpath=tmp_path, mode="max")
+    _, trainer = run(tmp_path, [0.1], best)
+    assert not best.check_monitor_top_k(trainer, torch.tensor(float("inf")))
+    assert best.check_monitor_top_k(trainer, torch.tensor(0.2))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -229,3 +230,11 @@ def test_git_state_is_commit_and_uncommitted_changes(tmp_path: Path) -> None:
     assert state is not None
     assert "-old\n+new\n" in state["diff"]
     assert state["untracked"] == "b.txt\n"
+
+
+def test_a_runs_speed_is_that_of_its_median_epoch_those_before_a_resume_included() -> None:
+    result = Result()
+    result.load_state_dict({"content": {}, "seconds": 0.0, "rates": [1.0, 9.0, 3.0, 2.0, 8.0]})
+    trainer: Any = SimpleNamespace(callback_metrics={}, is_global_zero=False)
+    result.on_fit_end(trainer, TinyNet())
+    assert result.content["images_per_second"] == 3.0

@@ -109,7 +109,7 @@ def test_only_inputs_that_gain_take_the_way_by_products() -> None:
         assert not by_products(plain, small.clone(memory_format=torch.contiguous_format))
         assert not by_products(Conv2d(4, 4, 1), small)
         assert not by_products(Conv2d(4, 4, 3, padding=1, groups=2), small)
-        assert not by_products(Conv2d(4, 4, 3, padding=2, dilation=2), small)
+        assert not by_products(Conv2d(4, 4, 3, padding=1, dilation=2), small)
         assert not by_products(Conv2d(4, 4, (3, 1)), small)
         assert not by_products(Conv2d(4, 4, 3, padding="same"), small)
         assert not by_products(Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), small)
@@ -149,3 +149,30 @@ def test_on_single_pixels_it_is_a_linear_layer(bias: bool) -> None:
     assert ours(torch.randn(3, 6, 2, 1)).shape == (3, 4, 1, 1)  # more than a pixel: torch's own way
     padded, _ = layers(6, 4, 1, padding=1)
     assert padded(x).shape == (3, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1, "dilation": 2},
+        {"kernel_size": 3, "padding": 1, "stride": (1, 2)},
+        {"kernel_size": 3, "padding": (1, 0)},
+        {"kernel_size": 2, "padding": 2},
+    ],
+    ids=str,
+)
+def test_other_windows_take_torchs_way(options: dict[str, Any]) -> None:
+    ours, theirs = Conv2d(4, 4, **options), nn.Conv2d(4, 4, **options)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 4, 3, 3).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ours(x)
+        assert "ByProducts" not in str(y.grad_fn)
+        torch.testing.assert_close(y, theirs(x), rtol=0.05, atol=0.05)
+
+
+def test_groups_of_single_pixels() -> None:
+    ours, theirs = Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 1, groups=2)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 4, 1, 1)
+    torch.testing.assert_close(ours(x), theirs(x))

@@ -499,3 +499,16 @@ def test_a_full_disk_is_one_line(image_folder: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     assert "No space left on device" in error_of(ImageFolder(image_folder))
+
+
+def test_pictures_after_a_batch_with_a_skipped_one_keep_their_labels(tmp_path: Path) -> None:
+    for split, count in (("train", 100), ("test", 2)):
+        for number in range(count):
+            path = tmp_path / split / ("a" if number < count // 2 else "b") / f"{number:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4), (number, number, number)).save(path)
+    (tmp_path / "train" / "a" / "003.png").write_bytes(b"no picture")
+    images = ImageFolder(tmp_path, image_size=4, on_error="skip").read()["train"]
+    numbers = images.pixels[:, 0, 0, 0].tolist()
+    assert numbers == [number for number in range(100) if number != 3]
+    assert images.labels.tolist() == [int(number >= 50) for number in numbers]

@@ -26,9 +26,9 @@ class StudyPruning(Validated, L.Callback):
     """Tell Optuna the watched metric after each epoch, and stop when its pruner says so.
 
     Args:
-        pruner: "median" stops a run that is worse than half of the others were at that epoch;
-            "asha" (arXiv 1810.05934) and "hyperband" (arXiv 1603.06560) let ever fewer of them go
-            on to ever more epochs; "none" only reports.
+        pruner: "median" stops a run whose best so far is worse than half of the others were at that
+            epoch; "asha" (arXiv 1810.05934) and "hyperband" (arXiv 1603.06560) let ever fewer of
+            them go on to ever more epochs; "none" only reports.
         monitor: the metric, as logged.
         trial: number of this run's trial, in the study that lies beside the run's folder; None:
             not in a search, which is refused.
