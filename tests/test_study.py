@@ -152,7 +152,10 @@ def test_a_search_that_was_killed_goes_on_and_runs_the_lost_again(tmp_path: Path
     assert "trial 0 was lost; its options run again" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["random", "gp", "cmaes", "nsgaii", "qmc"])
+@pytest.mark.parametrize(
+    "name",
+    ["random", "cmaes", "nsgaii", "qmc", pytest.param("gp", marks=pytest.mark.slow)],
+)
 def test_a_sampler_suggests(name: str) -> None:
     import optuna
 
