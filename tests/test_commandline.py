@@ -107,6 +107,9 @@ def test_a_run_that_did_not_begin_leaves_no_folder_but_nothing_of_anybody_is_los
     notes.write_text("mine")
     run("train", "data=shapes", "optimizer.lr=-1", "hydra.run.dir=own")
     assert notes.read_text() == "mine"
+    here = tmp_path / "here"
+    run("train", "data=shapes", "optimizer.lr=-1", "hydra.run.dir=.", folder=here)
+    assert here.is_dir()
 
 
 def test_what_lightning_refuses_in_training_gets_one_line(run: Run) -> None:

@@ -138,7 +138,7 @@ def _remove_if_bare(folder: Path) -> None:
     """Remove the folder of a run that did not begin: it holds what Hydra writes first, no more."""
     config = folder / ".hydra"
     first = {folder / f"{HydraConfig.get().job.name}.log", config, *config.glob("*.yaml")}
-    if set(folder.rglob("*")) <= first:
+    if folder != Path.cwd() and all(path in first for path in folder.rglob("*")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
