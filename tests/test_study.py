@@ -165,7 +165,6 @@ def test_a_sampler_suggests(name: str) -> None:
     trusted = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
     built = instantiate(cfg.hydra.sweeper.sampler, _execution_whitelist_=trusted)
     study = optuna.create_study(sampler=built)
-    study.optimize(
-        lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=12
-    )  # gp begins with ten at random
+    # Twelve, for gp begins with ten at random.
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=12)
     assert all(0 <= trial.params["x"] <= 1 for trial in study.trials)
