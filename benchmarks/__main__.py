@@ -7,7 +7,7 @@ import sys
 from benchmarks.measure import RESULTS, start
 
 # In this order; about a quarter of an hour on two cores.
-DEFAULT = ("step", "update", "loader", "overhead", "start", "memory", "epoch_end")
+DEFAULT = ("step", "convolutions", "update", "loader", "overhead", "start", "memory", "epoch_end")
 MORE = (
     *("sweeps", "growth", "accuracy", "recipes", "kills", "long_run", "fuzz"),
     *("speedrun", "leave_one_out", "convergence", "gpu", "gpu_speedrun"),

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -30,8 +31,14 @@ def runs_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     if device == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.cpu._is_avx512_bf16_supported() or has_amx()
     return False
+
+
+@cache
+def has_amx() -> bool:
+    """Say whether the processor multiplies bfloat16 matrices as tiles (Intel AMX)."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def precision(requested: str) -> str:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from litvision.networks import convolution
 from litvision.networks.convolution import Conv2d
 
 SHAPES = [
@@ -24,6 +25,9 @@ SHAPES = [
     (3, 3, 5, 1, 2),
     (1, 4, 5, 1, 2),
     (6, 6, 3, 3, 2),
+    (7, 8, 5, 2, 2),
+    (9, 9, 2, 3, 0),
+    (10, 7, 3, 4, 1),
 ]
 
 
@@ -61,19 +65,26 @@ def by_products(layer: Conv2d, x: Tensor) -> bool:
     return "_ByProducts" in str(y.grad_fn)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("height", "width", "size", "stride", "padding"), SHAPES)
-def test_whole_numbers_come_out_exactly(
-    height: int, width: int, size: int, stride: int, padding: int, bias: bool
-) -> None:
+@pytest.fixture(autouse=True)
+def no_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without, unless a test asks for the other."""
+    monkeypatch.setattr(convolution, "has_amx", lambda: False)
+
+
+@pytest.fixture
+def amx(no_amx: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with AMX, for what is decided by it."""
+    monkeypatch.setattr(convolution, "has_amx", lambda: True)
+
+
+def agrees_on_whole_numbers(layer: Conv2d, height: int, width: int) -> None:
     """bfloat16 holds whole numbers up to 256, so that any order of summing gives the same."""
     random = torch.Generator().manual_seed(0)
-    layer = Conv2d(4, 6, size, stride, padding, bias=bias)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randint(-1, 2, parameter.shape, generator=random))
-    x = torch.randint(-1, 2, (3, 4, height, width), generator=random).float()
-    shape = F.conv2d(x, layer.weight, None, stride, padding).shape
+    x = torch.randint(-1, 2, (3, layer.in_channels, height, width), generator=random).float()
+    shape = F.conv2d(x, layer.weight, None, layer.stride, layer.padding).shape
     grad = torch.randint(-1, 2, shape, generator=random).float()
     with torch.autocast("cpu", torch.bfloat16):
         assert by_products(layer, x.clone().to(memory_format=torch.channels_last))
@@ -82,7 +93,46 @@ def test_whole_numbers_come_out_exactly(
         assert torch.equal(found.double(), expected[name]), name
 
 
-@pytest.mark.parametrize(("channels", "side", "stride"), [(64, 4, 1), (96, 2, 1), (64, 8, 2)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("has_amx", [False, True])
+@pytest.mark.parametrize(("height", "width", "size", "stride", "padding"), SHAPES)
+def test_whole_numbers_come_out_exactly(
+    height: int, width: int, size: int, stride: int, padding: int, has_amx: bool, bias: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(convolution, "has_amx", lambda: has_amx)
+    agrees_on_whole_numbers(Conv2d(4, 6, size, stride, padding, bias=bias), height, width)
+
+
+@pytest.mark.usefixtures("amx")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("height", "width", "size", "stride", "padding"),
+    [(8, 8, 3, 1, 1), (8, 8, 3, 1, 0), (7, 9, 3, 1, 1), (16, 16, 3, 2, 1), (9, 7, 5, 1, 2)],
+)
+def test_the_gradients_alone_by_products(
+    height: int, width: int, size: int, stride: int, padding: int, bias: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(convolution, "CHANNELS_AMX", 4)
+    called = []
+
+    def note(name: str) -> None:
+        function = getattr(convolution, name)
+        monkeypatch.setattr(convolution, name, lambda *a: called.append(name) or function(*a))
+
+    for name in ("_convolve", "_strided_input_gradient", "_weight_gradient"):
+        note(name)
+    layer = Conv2d(4, 6, size, stride, padding, bias=bias)
+    agrees_on_whole_numbers(layer, height, width)
+    expected = ["_strided_input_gradient"] if stride > 1 else []
+    assert called == [*expected, "_weight_gradient"]
+
+
+@pytest.mark.usefixtures("amx")
+@pytest.mark.parametrize(
+    ("channels", "side", "stride"), [(64, 4, 1), (96, 2, 1), (64, 8, 2), (64, 8, 1), (64, 16, 2)]
+)
 def test_it_is_as_near_to_the_truth_as_torchs(channels: int, side: int, stride: int) -> None:
     torch.manual_seed(0)
     ours, torchs = layers(channels, channels, 3, stride, 1, bias=False)
@@ -114,6 +164,39 @@ def test_only_inputs_that_gain_take_the_way_by_products() -> None:
         assert not by_products(Conv2d(4, 4, 3, padding="same"), small)
         assert not by_products(Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), small)
     assert by_products(Conv2d(4, 4, 3, padding=1).bfloat16(), small.detach().bfloat16())
+
+
+@pytest.mark.usefixtures("amx")
+def test_only_gradients_that_gain_take_the_way_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(side: int, inputs: int = 64, outputs: int = 64, **options: Any) -> bool:
+        x = torch.randn(2, inputs, side, side).to(memory_format=torch.channels_last)
+        layer = Conv2d(inputs, outputs, 3, padding=1, **options)
+        layer.weight.requires_grad_(trains)
+        with torch.autocast("cpu", torch.bfloat16):
+            return by_products(layer, x)
+
+    trains = True
+    assert of(8)
+    assert of(4)
+    assert not of(9)
+    assert of(16, stride=2)
+    assert not of(8, inputs=32)
+    assert not of(8, outputs=32)
+    trains = False
+    assert not of(8)
+    assert of(4)
+    monkeypatch.setattr(convolution, "has_amx", lambda: False)
+    trains = True
+    assert not of(8)
+    assert of(4)
+
+
+@pytest.mark.usefixtures("amx")
+def test_without_gradients_torchs_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution._ByProducts, "apply", pytest.fail)
+    x = torch.randn(2, 64, 8, 8).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        assert Conv2d(64, 64, 3, padding=1)(x).shape == (2, 64, 8, 8)
 
 
 def test_what_follows_may_work_in_place() -> None:

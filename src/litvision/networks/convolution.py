@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any
 
 import torch
@@ -13,8 +13,13 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
+from litvision.hardware import has_amx
+
 # Output positions up to which the products win: measured, see docs/performance.md.
 SMALL_MAP = 16
+# The same with AMX for the gradients alone, and the channels that it takes for that.
+SMALL_MAP_AMX = 64
+CHANNELS_AMX = 64
 
 
 class Conv2d(nn.Conv2d):
@@ -24,52 +29,71 @@ class Conv2d(nn.Conv2d):
     maps, but two thirds of it at 4x4 and a quarter at 2x2, where the last stages of a network for
     CIFAR spend a third of their time. There, the window under each output position becomes a row
     of a matrix (im2col; Chellapilla et al. 2006, "High performance convolutional neural networks
-    for document processing"), and rows of zeros above and below the map are left out. The
-    parameters are those of `nn.Conv2d`, the sums the same but for their order; every other input,
-    float32 among them, takes torch's own way. But for a 1x1 kernel on maps of one pixel, which is
-    a linear layer, on any device and in any precision: as such it takes half the time.
+    for document processing"), and rows of zeros above and below the map are left out. With AMX,
+    whose products are several times faster and oneDNN's gradients of a convolution are not, the
+    gradient of the weights goes the same way on maps of up to 8x8, and the input's too where the
+    stride is above 1. The parameters are those of `nn.Conv2d`, the sums the same but for their
+    order; every other input, float32 among them, takes torch's own way. But for a 1x1 kernel on
+    maps of one pixel, which is a linear layer, on any device and in any precision: as such it takes
+    half the time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `[N, in_channels, H, W]` to `[N, out_channels, H', W']`."""
         if self._is_linear(x):
             return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[..., None, None]
-        if not self._by_products(x):
+        positions = self._positions_by_products(x)
+        all_of_it = 0 < positions <= SMALL_MAP
+        if not all_of_it and not self._gradient_by_products(positions):
             return super().forward(x)
-        return _ByProducts.apply(x, self.weight, self.bias, self.stride[0], self.padding[0])
+        stride, padding = self.stride[0], self.padding[0]
+        return _ByProducts.apply(x, self.weight, self.bias, stride, padding, all_of_it)
 
     def _is_linear(self, x: Tensor) -> bool:
         """Say whether `x` is a batch of single pixels, and the kernel one pixel too."""
         one = self.kernel_size == (1, 1) and self.padding == (0, 0) and self.groups == 1
         return one and x.ndim == 4 and x.shape[2:] == (1, 1)
 
-    def _by_products(self, x: Tensor) -> bool:
-        """Say whether `x` is one of the inputs that are faster as matrix products."""
+    def _gradient_by_products(self, positions: int) -> bool:
+        """Say whether the gradients alone are faster as matrix products."""
+        wide = min(self.in_channels, self.out_channels) >= CHANNELS_AMX
+        trains = torch.is_grad_enabled() and self.weight.requires_grad
+        return 0 < positions <= SMALL_MAP_AMX and wide and trains and has_amx()
+
+    def _positions_by_products(self, x: Tensor) -> int:
+        """Return how many positions the output has, 0 if products cannot stand for it."""
         if x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
-            return False
+            return 0
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else self.weight.dtype
         plain = self.groups == 1 and self.padding_mode == "zeros" and self.dilation == (1, 1)
         if dtype != torch.bfloat16 or not plain or isinstance(self.padding, str):
-            return False
+            return 0
         (size, width), (stride, across), padding = self.kernel_size, self.stride, self.padding
         if size != width or stride != across or padding[0] != padding[1] or padding[0] >= size:
-            return False
+            return 0
         rows, columns = (_positions(side, size, stride, padding[0]) for side in x.shape[2:])
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        return size > 1 and channels_last and 0 < rows * columns <= SMALL_MAP
+        return max(rows, 0) * max(columns, 0) if size > 1 and channels_last else 0
 
 
 class _ByProducts(torch.autograd.Function):
-    """The convolution and both its gradients, in bfloat16 and channels-last."""
+    """The convolution and both its gradients, in bfloat16 and channels-last.
+
+    With `all_of_it`, the output and the input's gradient are products too, not the weights' alone.
+    """
 
     @staticmethod
     @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int,
+        all_of_it: bool,
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
+        ctx.all_of_it = all_of_it
+        if not all_of_it:
+            return F.conv2d(x, weight, bias, stride, padding)
         taps = weight.permute(0, 2, 3, 1).flatten(1).t()  # a view if weights are channels-last
         return _convolve(x, taps, bias, weight.shape[2], stride, padding)
 
@@ -81,18 +105,20 @@ class _ByProducts(torch.autograd.Function):
         size, stride, padding = weight.shape[2], ctx.stride, ctx.padding
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0] and stride == 1:
+        if ctx.needs_input_grad[0] and stride == 1 and ctx.all_of_it:
             # What a convolution did is undone in direction by the kernel turned by half a turn.
             taps = weight.permute(2, 3, 0, 1).flatten(0, 1)
             turned = torch.cat([taps[number] for number in reversed(range(len(taps)))])
             grad_x = _convolve(grad, turned, None, size, 1, size - 1 - padding)
+        elif ctx.needs_input_grad[0] and stride > 1 and has_amx():
+            grad_x = _strided_input_gradient(x.shape, weight, grad, stride, padding)
         elif ctx.needs_input_grad[0]:
             grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(x, grad, size, stride, padding)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3), dtype=torch.float32)
-        return grad_x, grad_weight, grad_bias, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
 def _convolve(
@@ -143,6 +169,36 @@ def _groups(
             slice(first * size * c, last * size * c),
             (windows.reshape(n * len(rows) * columns, (last - first) * size * c)),
         )
+
+
+def _strided_input_gradient(
+    shape: torch.Size, weight: Tensor, grad: Tensor, stride: int, padding: int
+) -> Tensor:
+    """Return the gradient of the input, whose shape is given, for a stride above 1.
+
+    Rows of the input that are a stride apart meet the same rows of the kernel, which are a stride
+    apart too, and so do columns: that share of the gradient is one product of windows of `grad`.
+    """
+    size = weight.shape[2]
+    found = torch.empty(shape, dtype=grad.dtype, memory_format=torch.channels_last)
+    border = -(-size // stride)  # at least as many as a window reaches over the edge
+    padded = F.pad(grad.permute(0, 2, 3, 1), (0, 0, *[border] * 4))
+    picture, down, right, channel = padded.stride()
+    for top, left in product(range(stride), repeat=2):
+        share = found[:, :, top::stride, left::stride].permute(0, 2, 3, 1)
+        (above, first), (before, second) = (divmod(s + padding, stride) for s in (top, left))
+        taps = weight[:, :, first::stride, second::stride].flip(2, 3).permute(2, 3, 0, 1)
+        rows, columns, outputs, _ = taps.shape
+        corner = (border + above - rows + 1) * down + (border + before - columns + 1) * right
+        windows = padded.as_strided(
+            (*share.shape[:3], rows, columns, outputs),
+            (picture, down, right, down, right, channel),
+            corner,
+        )
+        positions = share.shape[0] * share.shape[1] * share.shape[2]
+        flat = windows.reshape(positions, rows * columns * outputs) @ taps.flatten(0, 2)
+        share.copy_(flat.view(share.shape))
+    return found
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, size: int, stride: int, padding: int) -> Tensor:

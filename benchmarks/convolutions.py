@@ -1,0 +1,69 @@
+"""A convolution forward and backward on small maps, in bfloat16: ours beside torch's.
+
+On a GPU, in float32 and on larger maps ours is torch's own, and there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import Table, in_turn, ratios
+from litvision import hardware
+from litvision.networks.convolution import Conv2d
+
+ROUNDS = 25
+# Pictures, channels in and out, side, stride, padding of 3x3 kernels
+LAYERS = {
+    "ResNet-18, 16x16 to 8x8": (128, 128, 256, 16, 2, 1),
+    "ResNet-18 and VGG-16, 8x8": (128, 256, 256, 8, 1, 1),
+    "VGG-16, 8x8, first": (128, 128, 256, 8, 1, 1),
+    "SpeedNet, 7x7": (500, 192, 192, 7, 1, 1),
+    "SpeedNet, 8x8 to 6x6": (500, 192, 256, 8, 1, 0),
+    "ResNet-18, 8x8 to 4x4": (128, 256, 512, 8, 2, 1),
+    "ResNet-18 and VGG-16, 4x4": (128, 512, 512, 4, 1, 1),
+    "SpeedNet, 3x3": (500, 256, 256, 3, 1, 1),
+    "VGG-16, 2x2": (128, 512, 512, 2, 1, 1),
+}
+
+
+def passes(layer: nn.Conv2d, x: Tensor) -> Callable[[], object]:
+    """Return what takes `x` through a layer and all gradients back."""
+    layer.to(memory_format=torch.channels_last)
+    inputs = [x, layer.weight]
+
+    def both() -> object:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        return torch.autograd.grad(y, inputs, torch.ones_like(y))
+
+    return both
+
+
+def main() -> None:
+    if not hardware.runs_bf16("cpu"):
+        sys.exit("error: this benchmark needs a processor with AVX512-BF16 or AMX.")
+    hardware.keep_freed_memory()  # as every run does
+    table = Table("Convolutions on small maps, forward and backward, in ms")
+    for name, (pictures, inputs, outputs, side, stride, padding) in LAYERS.items():
+        x = torch.randn(pictures, inputs, side, side).bfloat16()
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        options = (inputs, outputs, 3, stride, padding)
+        ways = {"ours": Conv2d(*options, bias=False), "theirs": nn.Conv2d(*options, bias=False)}
+        seconds = in_turn({way: passes(layer, x) for way, layer in ways.items()}, ROUNDS)
+        ms = {way: f"{1e3 * statistics.median(values):.1f}" for way, values in seconds.items()}
+        ratio = ratios(seconds["ours"], seconds["theirs"])
+        table.add(name, ms["ours"], ms["theirs"], ratio, "≤ 1")
+    amx = "with" if hardware.has_amx() else "without"
+    table.notes.append(
+        f"A processor {amx} AMX; medians of {ROUNDS} in turn; {torch.get_num_threads()} threads."
+    )
+    table.save("convolutions")
+
+
+if __name__ == "__main__":
+    main()
