@@ -5,15 +5,17 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
 from omegaconf import OmegaConf
 from torch import nn
 
 from conftest import Compose
-from litvision.assemble import assemble, total_steps
+from litvision.assemble import STEP_HOOKS, _leave_out_empty_hooks, assemble, total_steps
 from litvision.errors import UserError
 from litvision.optimizers import unfit_for_muon
 from litvision.preflight import check_strategy, trial_optimizer, try_optimizer
@@ -258,3 +260,23 @@ def test_state_keys_are_lightnings_own_and_are_written_once(compose_train: Compo
         del callback.__dict__["_generate_state_key"]
         assert callback.state_key == key
         assert callback.state_key is not key
+
+
+def test_step_hooks_that_do_nothing_are_not_called(compose_train: Compose) -> None:
+    def called(callback: L.Callback) -> set[str]:
+        return {name for name in STEP_HOOKS if callable(getattr(callback, name))}
+
+    def written(callback: L.Callback) -> set[str]:
+        own = set(dir(callback)) & set(STEP_HOOKS)
+        return {name for name in own if getattr(type(callback), name) != getattr(L.Callback, name)}
+
+    trainer = assemble(compose_train()).trainer
+    assert any(written(callback) for callback in trainer.callbacks)
+    for callback in trainer.callbacks:
+        assert called(callback) == written(callback)
+        assert called(pickle.loads(pickle.dumps(callback))) == written(callback)
+    for callback in assemble(compose_train("debug=profile")).trainer.callbacks:
+        assert called(callback) == set(STEP_HOOKS)  # and all in the profile
+    given = LambdaCallback(on_after_backward=lambda trainer, module: None)
+    _leave_out_empty_hooks(given)
+    assert called(given) == {"on_after_backward"}

@@ -216,10 +216,12 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers or False, **options)
     if trainer.strategy._checkpoint_io is None:  # a strategy or a plug-in may have its own
         trainer.strategy._checkpoint_io = WholeCheckpointIO()
-    if isinstance(trainer.profiler, PassThroughProfiler):
-        trainer.profiler = _NoProfiler()
     for callback in trainer.callbacks:
         _settle_state_key(callback)
+    if isinstance(trainer.profiler, PassThroughProfiler):
+        trainer.profiler = _NoProfiler()
+        for callback in trainer.callbacks:
+            _leave_out_empty_hooks(callback)
     # With `max_steps`, Lightning takes every checkpoint for one from within an epoch, and resumed
     # from an epoch's end trains a batch more of that epoch.
     trainer.fit_loop._iteration_based_training = lambda: False
@@ -249,6 +251,24 @@ def _settle_state_key(callback: L.Callback) -> None:
     if key != type(callback).__qualname__:
         # The method, for the property `state_key` cannot be replaced in an instance.
         callback._generate_state_key = partial(_first, key)  # type: ignore[method-assign]
+
+
+# Called for every step.
+STEP_HOOKS = (
+    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_train_batch_end"),
+)
+
+
+def _leave_out_empty_hooks(callback: L.Callback) -> None:
+    """Keep Lightning from calling a callback where it does nothing.
+
+    Most of a dozen callbacks have one or two of a step's six hooks, and Lightning calls them all,
+    but what is no function it passes over.
+    """
+    for name in STEP_HOOKS:
+        if getattr(callback, name) == getattr(L.Callback, name).__get__(callback):
+            setattr(callback, name, None)
 
 
 def _first(value: Any, **others: Any) -> Any:
