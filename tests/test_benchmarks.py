@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -193,9 +194,19 @@ def test_the_cost_is_of_the_whole_fit_and_the_accuracy_of_what_it_ended_with(
     options = [*network, *sizes, "trainer.max_epochs=2", "trainer.accelerator=cpu"]
     if not validate:
         options += ["data.val_fraction=0", "monitor=train/loss"]
-    peaks = iter([1e9, 3e9])  # before and after
-    found = speedrun.once(options, lambda: next(peaks), "cpu")
+    monkeypatch.setattr(speedrun, "EVERY", 5)  # of 8 steps
+    peaks = iter([1e9, 9e9, 3e9])  # before, meanwhile and after
+
+    def peak() -> float:
+        time.sleep(0.5)
+        return next(peaks)
+
+    started = time.perf_counter()
+    found = speedrun.once(options, peak, "cpu")
+    assert found["seconds"] + 3 * 0.5 <= time.perf_counter() - started
     assert found["cost"] == pytest.approx(2e9 * found["seconds"])
+    along = found["cost, by products measured along the way"]
+    assert 5e9 * found["seconds"] < along < 6e9 * found["seconds"]  # (1 + 9) / 2, (9 + 3) / 2
     assert found["images/s"] * found["seconds"] == pytest.approx(180 if validate else 200)
     assert 0 < found["of these, until the first step is done"] < found["seconds"]
     classifier, data = runs[0].classifier, runs[0].datamodule
@@ -257,6 +268,6 @@ def test_an_unknown_benchmark_is_answered_with_those_there_are(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmarks", "stap"])
     with pytest.raises(
-        SystemExit, match="no benchmark 'stap': it takes step, update, loader, overhead"
+        SystemExit, match="no benchmark 'stap': it takes step, convolutions, update, loader"
     ):
         everything.main()
