@@ -1,5 +1,6 @@
 """Folders of pictures: decoded exactly, once, and again when they change."""
 
+import errno
 import logging
 import os
 import shutil
@@ -317,6 +318,31 @@ def test_unreadable_pictures_can_be_skipped(
     assert len(source.read()["train"]) == 21
     assert caplog.messages == []
     assert not listed.exists()
+
+
+def test_a_picture_that_the_system_kept_from_being_read_is_tried_again(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = image_folder / "train" / "green" / "0.jpg"
+    opened, path_open = Image.open, Path.open
+
+    def gone(path: Path) -> None:
+        if path == away:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as system:
+        system.setattr(Image, "open", lambda path, **o: (gone(path), opened(path, **o))[1])
+        system.setattr(
+            Path, "open", lambda path, *a, **o: (gone(path), path_open(path, *a, **o))[1]
+        )
+        for _ in range(2):
+            source = ImageFolder(image_folder, on_error="skip")
+            assert len(source.read()["train"]) == 23
+        decoded = count_decoded(monkeypatch)
+        source.prepare()
+        assert decoded == []  # as long as it cannot be opened, the others are not read again
+    assert len(ImageFolder(image_folder, on_error="skip").read()["train"]) == 24
+    assert not (image_folder / ".litvision" / "skipped.txt").exists()
 
 
 def test_only_the_first_ten_skipped_are_logged(

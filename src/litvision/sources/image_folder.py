@@ -213,6 +213,8 @@ class _Split:
         size = self.cache.stat().st_size if self.cache.is_file() else 0
         if (record.get("digest"), record.get("bytes")) != (self.digest, size):
             return False  # not there, half written, or of other files
+        if any(_can_be_read_by_now(self.root / path, w) for path, w in record["skipped"].items()):
+            return False
         self.skipped = record["skipped"]
         return True
 
@@ -291,6 +293,21 @@ def _reserve(path: Path) -> None:
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _can_be_read_by_now(path: Path, why: str) -> bool:
+    """Say whether what kept a file from being read was the system, and does so no longer.
+
+    A share that comes back or a permission that is given changes neither size nor time of a file.
+    """
+    if not why.startswith("[Errno "):  # else the file itself, and it is the same as then
+        return False
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError:
+        return False
+    return True
 
 
 def _list_skipped(splits: list[_Split], path: Path) -> None:
