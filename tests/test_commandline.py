@@ -163,6 +163,7 @@ def test_a_mistake_is_met_with_what_the_command_takes(
 def test_a_stop_before_anything_is_trained_is_one_line(tmp_path: Path) -> None:
     code = (
         "import os, signal, litvision.train as t;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"  # tests in the background
         "t.train = lambda cfg: os.kill(os.getpid(), signal.SIGINT);"
         "t.main()"
     )

@@ -94,14 +94,27 @@ def test_a_network_is_left_as_it_was_built(compose_train: Compose, name: str) ->
     assert bool(moved) == (name != "FrozenStatistics")
 
 
+GREY = [
+    *("data=shapes", "data.source._target_=test_preflight.Grey", "~data.train_size"),
+    *("~data.test_size", "~data.image_size", "data.seed=0"),
+    *("model.network._target_=tiny.TinyNet", "trainer.precision=32-true"),
+]
+
+
+def test_grey_pictures_that_the_network_does_not_take(compose_train: Compose) -> None:
+    with pytest.raises(UserError, match=r"refuses a picture of shape \[1, 1, ") as caught:
+        assemble(compose_train(*OPTIONS, *GREY))
+    assert str(caught.value).endswith(
+        "to have 3 channels, but got 1 channels instead: give model.network.in_channels=1 if it "
+        "has that"
+    )
+
+
 def test_grey_pictures_are_trained_on_and_tested(compose_train: Compose, tmp_path: Path) -> None:
     cfg = compose_train(
-        *OPTIONS,
-        *("data=shapes", "data.source._target_=test_preflight.Grey", "~data.train_size"),
-        *("~data.test_size", "~data.image_size", "data.seed=0", "optimizer.lr=0.1"),
-        *("model.network._target_=tiny.TinyNet", "model.network.in_channels=1"),
-        *("trainer.max_epochs=8", "trainer.precision=32-true"),
-    )
+        *OPTIONS, *GREY,
+        *("model.network.in_channels=1", "optimizer.lr=0.1", "trainer.max_epochs=8"),
+    )  # fmt: skip
     run = assemble(cfg)
     run.trainer.callbacks.append(Figures(str(tmp_path / "figures")))
     run.trainer.fit(run.classifier, run.datamodule)

@@ -291,9 +291,11 @@ def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> Non
                 logits = network(picture)
         except (ValueError, RuntimeError) as error:
             cut = "" if size == datamodule.image_size else f"data.crop={datamodule.crop}: "
+            text = " ".join(str(error).split())
+            if "channels" in text:
+                text += f": give model.network.in_channels={picture.shape[1]} if it has that"
             raise UserError(
-                f"{cut}model.network refuses a picture of shape {list(picture.shape)}: "
-                f"{' '.join(str(error).split())}"
+                f"{cut}model.network refuses a picture of shape {list(picture.shape)}: {text}"
             ) from error
     for module, training in modes.items():
         module.training = training
