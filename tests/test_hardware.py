@@ -52,3 +52,18 @@ def test_only_cuda_copies_what_may_be_gone_when_it_does(
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     hardware.send(torch.zeros(1), torch.device(device))
     assert asked == [{"non_blocking": not waits}]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [(None, True), ("AVX512_CORE_AMX", True), ("default", True), ("AVX512_CORE_BF16", False)],
+)
+def test_amx_that_onednn_is_told_to_leave_out(
+    monkeypatch: pytest.MonkeyPatch, allowed: str | None, expected: bool
+) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if allowed:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
+    for there in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda there=there: there)
+        assert hardware.has_amx.__wrapped__() == (expected and there)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import shutil
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -231,7 +231,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
 class _NoProfiler(PassThroughProfiler):
     """What Lightning uses where no profiler is wanted, but without a generator at every hook.
 
-    Each hook of each callback opens a profiling context, more than 80 a step.
+    Each hook of each callback, of the module and of the strategy opens a profiling context.
     """
 
     _nothing = nullcontext()
@@ -263,12 +263,13 @@ STEP_HOOKS = (
 def _leave_out_empty_hooks(callback: L.Callback) -> None:
     """Keep Lightning from calling a callback where it does nothing.
 
-    Most of a dozen callbacks have one or two of a step's six hooks, and Lightning calls them all,
-    but what is no function it passes over.
+    Most of a dozen callbacks have one or two of a step's six hooks. Lightning calls all six of
+    each, and skips those that are not callable.
     """
     for name in STEP_HOOKS:
         if getattr(callback, name) == getattr(L.Callback, name).__get__(callback):
-            setattr(callback, name, None)
+            with suppress(AttributeError):  # a callback of one's own may not take attributes
+                setattr(callback, name, None)
 
 
 def _first(value: Any, **others: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -37,8 +38,13 @@ def runs_bf16(device: str) -> bool:
 
 @cache
 def has_amx() -> bool:
-    """Say whether the processor multiplies bfloat16 matrices as tiles (Intel AMX)."""
-    return torch.cpu._is_amx_tile_supported()
+    """Say whether products of bfloat16 matrices run as tiles (Intel AMX).
+
+    The processor has to have it, and oneDNN's variable ONEDNN_MAX_CPU_ISA must not leave it out.
+    """
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    left_out = allowed not in ("", "ALL", "DEFAULT") and "AMX" not in allowed
+    return torch.cpu._is_amx_tile_supported() and not left_out
 
 
 def precision(requested: str) -> str:

@@ -292,7 +292,7 @@ def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> Non
         except (ValueError, RuntimeError) as error:
             cut = "" if size == datamodule.image_size else f"data.crop={datamodule.crop}: "
             text = " ".join(str(error).split())
-            if "channels" in text:
+            if f"expected input{list(picture.shape)} to have" in text:  # the first layer
                 text += f": give model.network.in_channels={picture.shape[1]} if it has that"
             raise UserError(
                 f"{cut}model.network refuses a picture of shape {list(picture.shape)}: {text}"

@@ -28,6 +28,9 @@ SHAPES = [
     (7, 8, 5, 2, 2),
     (9, 9, 2, 3, 0),
     (10, 7, 3, 4, 1),
+    (9, 9, 5, 2, 0),
+    (12, 12, 7, 2, 0),
+    (8, 8, 2, 2, 0),
 ]
 
 
@@ -77,6 +80,19 @@ def amx(no_amx: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "has_amx", lambda: True)
 
 
+def note(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
+    """Return a list of those of the module's functions that are called from here on."""
+    called: list[str] = []
+
+    def noted(name: str) -> Any:
+        function = getattr(convolution, name)
+        return lambda *a: (called.append(name), function(*a))[1]
+
+    for name in names:
+        monkeypatch.setattr(convolution, name, noted(name))
+    return called
+
+
 def agrees_on_whole_numbers(layer: Conv2d, height: int, width: int) -> None:
     """bfloat16 holds whole numbers up to 256, so that any order of summing gives the same."""
     random = torch.Generator().manual_seed(0)
@@ -101,7 +117,10 @@ def test_whole_numbers_come_out_exactly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(convolution, "has_amx", lambda: has_amx)
+    monkeypatch.setattr(convolution, "CHANNELS_AMX", 4)
+    called = note(monkeypatch, "_strided_input_gradient")
     agrees_on_whole_numbers(Conv2d(4, 6, size, stride, padding, bias=bias), height, width)
+    assert bool(called) == (has_amx and stride == 2)
 
 
 @pytest.mark.usefixtures("amx")
@@ -115,14 +134,7 @@ def test_the_gradients_alone_by_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(convolution, "CHANNELS_AMX", 4)
-    called = []
-
-    def note(name: str) -> None:
-        function = getattr(convolution, name)
-        monkeypatch.setattr(convolution, name, lambda *a: called.append(name) or function(*a))
-
-    for name in ("_convolve", "_strided_input_gradient", "_weight_gradient"):
-        note(name)
+    called = note(monkeypatch, "_convolve", "_strided_input_gradient", "_weight_gradient")
     layer = Conv2d(4, 6, size, stride, padding, bias=bias)
     agrees_on_whole_numbers(layer, height, width)
     expected = ["_strided_input_gradient"] if stride > 1 else []
@@ -131,7 +143,8 @@ def test_the_gradients_alone_by_products(
 
 @pytest.mark.usefixtures("amx")
 @pytest.mark.parametrize(
-    ("channels", "side", "stride"), [(64, 4, 1), (96, 2, 1), (64, 8, 2), (64, 8, 1), (64, 16, 2)]
+    ("channels", "side", "stride"),
+    [(64, 4, 1), (96, 2, 1), (64, 8, 2), (128, 8, 2), (128, 8, 1), (128, 16, 2)],
 )
 def test_it_is_as_near_to_the_truth_as_torchs(channels: int, side: int, stride: int) -> None:
     torch.manual_seed(0)
@@ -168,7 +181,9 @@ def test_only_inputs_that_gain_take_the_way_by_products() -> None:
 
 @pytest.mark.usefixtures("amx")
 def test_only_gradients_that_gain_take_the_way_by_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    def of(side: int, inputs: int = 64, outputs: int = 64, **options: Any) -> bool:
+    wide = convolution.CHANNELS_AMX
+
+    def of(side: int, inputs: int = wide, outputs: int = wide, **options: Any) -> bool:
         x = torch.randn(2, inputs, side, side).to(memory_format=torch.channels_last)
         layer = Conv2d(inputs, outputs, 3, padding=1, **options)
         layer.weight.requires_grad_(trains)
@@ -180,8 +195,8 @@ def test_only_gradients_that_gain_take_the_way_by_products(monkeypatch: pytest.M
     assert of(4)
     assert not of(9)
     assert of(16, stride=2)
-    assert not of(8, inputs=32)
-    assert not of(8, outputs=32)
+    assert not of(8, inputs=wide - 1)
+    assert not of(8, outputs=wide - 1)
     trains = False
     assert not of(8)
     assert of(4)
@@ -194,9 +209,9 @@ def test_only_gradients_that_gain_take_the_way_by_products(monkeypatch: pytest.M
 @pytest.mark.usefixtures("amx")
 def test_without_gradients_torchs_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution._ByProducts, "apply", pytest.fail)
-    x = torch.randn(2, 64, 8, 8).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 128, 8, 8).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-        assert Conv2d(64, 64, 3, padding=1)(x).shape == (2, 64, 8, 8)
+        assert Conv2d(128, 128, 3, padding=1)(x).shape == (2, 128, 8, 8)
 
 
 def test_what_follows_may_work_in_place() -> None:
@@ -215,10 +230,20 @@ def test_in_float32_it_is_torchs_own_to_the_bit() -> None:
     assert torch.equal(ours(x), torchs(x))
 
 
-def test_a_kernel_too_large_for_the_map_is_refused_as_torch_refuses_it() -> None:
-    x = torch.randn(1, 4, 2, 2).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("side", [1, 2])
+def test_a_kernel_too_large_for_the_map_is_refused_as_torch_refuses_it(side: int) -> None:
+    x = torch.randn(1, 4, side, side).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="Kernel size"):
         Conv2d(4, 4, 3)(x)
+
+
+def test_what_torch_refuses_or_takes_besides_batches_of_maps() -> None:
+    layer = Conv2d(4, 6, 3, padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(RuntimeError, match="to have 4 channels, but got 2 channels"):
+            layer(torch.randn(1, 2, 4, 4).to(memory_format=torch.channels_last))
+        assert layer(torch.randn(0, 4, 4, 4).to(memory_format=torch.channels_last)).shape[0] == 0
+        assert layer(torch.randn(4, 3, 3)).shape == (6, 3, 3)
 
 
 @pytest.mark.parametrize("bias", [False, True])

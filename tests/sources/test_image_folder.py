@@ -312,6 +312,9 @@ def test_unreadable_pictures_can_be_skipped(
     kept = decode(image_folder / "train" / "green" / "3.png", 32)
     assert np.array_equal(train.pixels[8].numpy(), kept)
 
+    decoded = count_decoded(monkeypatch)
+    source.prepare()
+    assert decoded == []  # the damaged ones are not tried again
     for path in broken:
         path.unlink()
     caplog.clear()
@@ -324,7 +327,7 @@ def test_a_picture_that_the_system_kept_from_being_read_is_tried_again(
     image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = image_folder / "train" / "green" / "0.jpg"
-    opened, path_open = Image.open, Path.open
+    opened = Image.open
 
     def gone(path: Path) -> None:
         if path == away:
@@ -332,15 +335,15 @@ def test_a_picture_that_the_system_kept_from_being_read_is_tried_again(
 
     with monkeypatch.context() as system:
         system.setattr(Image, "open", lambda path, **o: (gone(path), opened(path, **o))[1])
-        system.setattr(
-            Path, "open", lambda path, *a, **o: (gone(path), path_open(path, *a, **o))[1]
-        )
         for _ in range(2):
             source = ImageFolder(image_folder, on_error="skip")
             assert len(source.read()["train"]) == 23
-        decoded = count_decoded(monkeypatch)
+        decoded = count_decoded(system)
         source.prepare()
-        assert decoded == []  # as long as it cannot be opened, the others are not read again
+        assert decoded == ["0.jpg"]  # as long as it cannot be read, the others are not read again
+    with monkeypatch.context() as system:
+        system.setattr(os, "access", lambda *a: False)
+        assert len(ImageFolder(image_folder, on_error="skip").read()["train"]) == 23
     assert len(ImageFolder(image_folder, on_error="skip").read()["train"]) == 24
     assert not (image_folder / ".litvision" / "skipped.txt").exists()
 

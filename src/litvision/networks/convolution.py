@@ -17,9 +17,9 @@ from litvision.hardware import has_amx
 
 # Output positions up to which the products win: measured, see docs/performance.md.
 SMALL_MAP = 16
-# The same with AMX for the gradients alone, and the channels that it takes for that.
+# The same with AMX for gradients alone, and the channels, in and out, that this takes.
 SMALL_MAP_AMX = 64
-CHANNELS_AMX = 64
+CHANNELS_AMX = 128
 
 
 class Conv2d(nn.Conv2d):
@@ -30,12 +30,16 @@ class Conv2d(nn.Conv2d):
     CIFAR spend a third of their time. There, the window under each output position becomes a row
     of a matrix (im2col; Chellapilla et al. 2006, "High performance convolutional neural networks
     for document processing"), and rows of zeros above and below the map are left out. With AMX,
-    whose products are several times faster and oneDNN's gradients of a convolution are not, the
-    gradient of the weights goes the same way on maps of up to 8x8, and the input's too where the
-    stride is above 1. The parameters are those of `nn.Conv2d`, the sums the same but for their
+    products are several times faster, and oneDNN's gradients of a convolution are not: on maps of
+    up to 8x8, those of the weights are products there, and the input's where the stride is 2.
+
+    The parameters are those of `nn.Conv2d`, the sums the same but for their
     order; every other input, float32 among them, takes torch's own way. But for a 1x1 kernel on
     maps of one pixel, which is a linear layer, on any device and in any precision: as such it takes
     half the time.
+
+    What goes by products has a gradient, but no gradient of that: for penalties on gradients and
+    `torch.func`, take `nn.Conv2d`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,14 +60,15 @@ class Conv2d(nn.Conv2d):
 
     def _gradient_by_products(self, positions: int) -> bool:
         """Say whether the gradients alone are faster as matrix products."""
-        wide = min(self.in_channels, self.out_channels) >= CHANNELS_AMX
         trains = torch.is_grad_enabled() and self.weight.requires_grad
-        return 0 < positions <= SMALL_MAP_AMX and wide and trains and has_amx()
+        return 0 < positions <= SMALL_MAP_AMX and trains and _is_wide_for_amx(self.weight)
 
     def _positions_by_products(self, x: Tensor) -> int:
         """Return how many positions the output has, 0 if products cannot stand for it."""
         if x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
             return 0
+        if x.ndim != 4 or x.shape[1] != self.in_channels or not len(x):
+            return 0  # torch knows what to say
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else self.weight.dtype
         plain = self.groups == 1 and self.padding_mode == "zeros" and self.dilation == (1, 1)
@@ -80,7 +85,8 @@ class Conv2d(nn.Conv2d):
 class _ByProducts(torch.autograd.Function):
     """The convolution and both its gradients, in bfloat16 and channels-last.
 
-    With `all_of_it`, the output and the input's gradient are products too, not the weights' alone.
+    The weights' gradient always is a product, the output with `all_of_it`, and the input's gradient
+    with that or, of stride 2, where AMX is.
     """
 
     @staticmethod
@@ -110,7 +116,7 @@ class _ByProducts(torch.autograd.Function):
             taps = weight.permute(2, 3, 0, 1).flatten(0, 1)
             turned = torch.cat([taps[number] for number in reversed(range(len(taps)))])
             grad_x = _convolve(grad, turned, None, size, 1, size - 1 - padding)
-        elif ctx.needs_input_grad[0] and stride > 1 and has_amx():
+        elif ctx.needs_input_grad[0] and stride == 2 and _is_wide_for_amx(weight):
             grad_x = _strided_input_gradient(x.shape, weight, grad, stride, padding)
         elif ctx.needs_input_grad[0]:
             grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
@@ -119,6 +125,10 @@ class _ByProducts(torch.autograd.Function):
         if ctx.has_bias and ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3), dtype=torch.float32)
         return grad_x, grad_weight, grad_bias, None, None, None
+
+
+def _is_wide_for_amx(weight: Tensor) -> bool:
+    return min(weight.shape[:2]) >= CHANNELS_AMX and has_amx()
 
 
 def _convolve(

@@ -213,10 +213,18 @@ class _Split:
         size = self.cache.stat().st_size if self.cache.is_file() else 0
         if (record.get("digest"), record.get("bytes")) != (self.digest, size):
             return False  # not there, half written, or of other files
-        if any(_can_be_read_by_now(self.root / path, w) for path, w in record["skipped"].items()):
-            return False
         self.skipped = record["skipped"]
-        return True
+        # What cannot be written anew is still good for the others.
+        return not (os.access(self.cache.parent, os.W_OK) and self._reads_more_by_now())
+
+    def _reads_more_by_now(self) -> bool:
+        """Say whether a file can be read that the system kept from being read.
+
+        A share that comes back or a permission that is given changes neither its size nor its time.
+        """
+        away = [path for path, why in self.skipped.items() if why.startswith("[Errno ")]
+        read = DecodedBatches(away, self.image_size, self.root, batch_size=1)
+        return any(len(pixels) for pixels, _ in map(read.__getitem__, range(len(away))))
 
     def decode_all(self, on_error: str, num_workers: int | None) -> None:
         """Decode every file into the cache, one row each, those that cannot be read left out."""
@@ -231,7 +239,7 @@ class _Split:
         try:
             cache = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
             _reserve(part)
-            kept = 0
+            kept, self.skipped = 0, {}
             with tqdm(total=len(self.files), desc=f"decode {self.name}", disable=None) as bar:
                 for pixels, errors in loader:
                     if errors and on_error == "raise":
@@ -293,21 +301,6 @@ def _reserve(path: Path) -> None:
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-
-
-def _can_be_read_by_now(path: Path, why: str) -> bool:
-    """Say whether what kept a file from being read was the system, and does so no longer.
-
-    A share that comes back or a permission that is given changes neither size nor time of a file.
-    """
-    if not why.startswith("[Errno "):  # else the file itself, and it is the same as then
-        return False
-    try:
-        with path.open("rb") as file:
-            file.read(1)
-    except OSError:
-        return False
-    return True
 
 
 def _list_skipped(splits: list[_Split], path: Path) -> None:
