@@ -5,13 +5,12 @@ On a GPU, in float32 and on larger maps ours is torch's own, and there is nothin
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Table, in_turn, ratios
+from benchmarks.measure import Table
 from litvision import hardware
 from litvision.networks.convolution import Conv2d
 
@@ -53,11 +52,8 @@ def main() -> None:
         x = torch.randn(pictures, inputs, side, side).bfloat16()
         x = x.to(memory_format=torch.channels_last).requires_grad_()
         options = (inputs, outputs, 3, stride, padding)
-        ways = {"ours": Conv2d(*options, bias=False), "theirs": nn.Conv2d(*options, bias=False)}
-        seconds = in_turn({way: passes(layer, x) for way, layer in ways.items()}, ROUNDS)
-        ms = {way: f"{1e3 * statistics.median(values):.1f}" for way, values in seconds.items()}
-        ratio = ratios(seconds["ours"], seconds["theirs"])
-        table.add(name, ms["ours"], ms["theirs"], ratio, "≤ 1")
+        layers = Conv2d(*options, bias=False), nn.Conv2d(*options, bias=False)
+        table.compare(name, *(passes(layer, x) for layer in layers), ROUNDS)
     amx = "with" if hardware.has_amx() else "without"
     table.notes.append(
         f"A processor {amx} AMX; medians of {ROUNDS} in turn; {torch.get_num_threads()} threads."

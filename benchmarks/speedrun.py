@@ -59,14 +59,11 @@ def once(options: list[str], peak: ProductPeak, device: str) -> dict[str, float]
 
     def note(step: int) -> None:
         nonlocal resumed
-        # A GPU is not other people's too, and would have to wait for its step here.
-        is_due = device == "cpu" and run.trainer.global_step % EVERY == 0
-        if first and not is_due:
-            return
-        wait(device)
         if not first:
+            wait(device)
             first.append(time.perf_counter() - started)
-        if is_due:
+        # A GPU is not other people's too, and would have to wait for its step here.
+        if device == "cpu" and run.trainer.global_step % EVERY == 0:
             stretches.append(time.perf_counter() - resumed)
             rates.append(peak())
             resumed = time.perf_counter()
@@ -76,7 +73,6 @@ def once(options: list[str], peak: ProductPeak, device: str) -> dict[str, float]
     stretches.append(time.perf_counter() - resumed)
     rates.append(peak())
     seconds = sum(stretches)
-    around = [(before + after) / 2 for before, after in pairwise(rates)]
     pictures = len(run.datamodule.subsets["train"]) * (run.trainer.max_epochs or 0)
     found = {
         "seconds": seconds,
@@ -85,6 +81,7 @@ def once(options: list[str], peak: ProductPeak, device: str) -> dict[str, float]
         "cost": seconds * (rates[0] + rates[-1]) / 2,
     }
     if device == "cpu":
+        around = [(before + after) / 2 for before, after in pairwise(rates)]
         found["cost, by products measured along the way"] = sum(map(mul, stretches, around))
     if READ != "none":
         run.datamodule.test_split = READ

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
-from benchmarks.measure import Table, in_turn, ratios
+from benchmarks.measure import Table
 from litvision import hardware
 from litvision.callbacks.ema import EMA
 from litvision.classifier import ImageClassifier
@@ -24,15 +23,6 @@ OPTIMIZERS = {
     "AdamW": partial(torch.optim.AdamW, lr=1e-4, weight_decay=5e-4, fused=True),
 }
 ROUNDS = 25
-
-
-def compare(
-    table: Table, what: str, ours: Callable[[], object], theirs: Callable[[], object]
-) -> None:
-    """Time both in turn, and add a row in milliseconds."""
-    seconds = in_turn({"ours": ours, "theirs": theirs}, ROUNDS)
-    ms = {way: f"{1e3 * statistics.median(values):.1f}" for way, values in seconds.items()}
-    table.add(what, ms["ours"], ms["theirs"], ratios(seconds["ours"], seconds["theirs"]), "≤ 1")
 
 
 def average(network: nn.Module, *callbacks: EMAWeightAveraging) -> Iterator[Callable[[], object]]:
@@ -57,9 +47,9 @@ def main() -> None:
         theirs = OPTIMIZERS[name](network.parameters())
         ours = ImageClassifier(network, OPTIMIZERS[name]).configure_optimizers()
         what = f"{type(network).__name__}, fused {name}, beside torch's as it is"
-        compare(table, what, ours.step, theirs.step)
+        table.compare(what, ours.step, theirs.step, ROUNDS)
     both = average(ResNet18(), EMA(), EMAWeightAveraging())
-    compare(table, "ResNet18, callbacks=ema, beside Lightning's", *both)
+    table.compare("ResNet18, callbacks=ema, beside Lightning's", *both, ROUNDS)
     table.notes.append(f"Medians of {ROUNDS} in turn; {torch.get_num_threads()} threads.")
     table.save("update")
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import shutil
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import litvision
-from litvision import checkpoints, hardware, records, sweeps
+from litvision import checkpoints, hardware, lean_steps, records, sweeps
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 from litvision.callbacks.result import Result
 from litvision.callbacks.warmup import Warmup
@@ -216,64 +213,11 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         trainer = build(cfg.trainer, callbacks=callbacks, logger=loggers or False, **options)
     if trainer.strategy._checkpoint_io is None:  # a strategy or a plug-in may have its own
         trainer.strategy._checkpoint_io = WholeCheckpointIO()
-    for callback in trainer.callbacks:
-        _settle_state_key(callback)
-    if isinstance(trainer.profiler, PassThroughProfiler):
-        trainer.profiler = _NoProfiler()
-        for callback in trainer.callbacks:
-            _leave_out_empty_hooks(callback)
+    lean_steps.trim(trainer)
     # With `max_steps`, Lightning takes every checkpoint for one from within an epoch, and resumed
     # from an epoch's end trains a batch more of that epoch.
     trainer.fit_loop._iteration_based_training = lambda: False
     return trainer
-
-
-class _NoProfiler(PassThroughProfiler):
-    """What Lightning uses where no profiler is wanted, but without a generator at every hook.
-
-    Each hook of each callback, of the module and of the strategy opens a profiling context.
-    """
-
-    _nothing = nullcontext()
-
-    def profile(self, action_name: str) -> Any:
-        """Return a context that does nothing, always the same one."""
-        return self._nothing
-
-
-def _settle_state_key(callback: L.Callback) -> None:
-    """Let a callback write its state key once only.
-
-    Lightning names the callback at every hook, for the profiler, and a checkpoint or early stopping
-    writes out its settings each time: 7 % of what a step costs beside its arithmetic.
-    """
-    key = callback.state_key
-    if key != type(callback).__qualname__:
-        # The method, for the property `state_key` cannot be replaced in an instance.
-        callback._generate_state_key = partial(_first, key)  # type: ignore[method-assign]
-
-
-# Called for every step.
-STEP_HOOKS = (
-    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
-    *("on_before_optimizer_step", "on_train_batch_end"),
-)
-
-
-def _leave_out_empty_hooks(callback: L.Callback) -> None:
-    """Keep Lightning from calling a callback where it does nothing.
-
-    Most of a dozen callbacks have one or two of a step's six hooks. Lightning calls all six of
-    each, and skips those that are not callable.
-    """
-    for name in STEP_HOOKS:
-        if getattr(callback, name) == getattr(L.Callback, name).__get__(callback):
-            with suppress(AttributeError):  # a callback of one's own may not take attributes
-                setattr(callback, name, None)
-
-
-def _first(value: Any, **others: Any) -> Any:
-    return value
 
 
 def build_all(cfg: DictConfig, group: str) -> list[Any]:

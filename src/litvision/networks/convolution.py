@@ -33,10 +33,9 @@ class Conv2d(nn.Conv2d):
     products are several times faster, and oneDNN's gradients of a convolution are not: on maps of
     up to 8x8, those of the weights are products there, and the input's where the stride is 2.
 
-    The parameters are those of `nn.Conv2d`, the sums the same but for their
-    order; every other input, float32 among them, takes torch's own way. But for a 1x1 kernel on
-    maps of one pixel, which is a linear layer, on any device and in any precision: as such it takes
-    half the time.
+    The parameters are those of `nn.Conv2d`, the sums the same but for their order; every other
+    input, float32 among them, takes torch's own way. But for a 1x1 kernel on maps of one pixel,
+    which is a linear layer, on any device and in any precision: as such it takes half the time.
 
     What goes by products has a gradient, but no gradient of that: for penalties on gradients and
     `torch.func`, take `nn.Conv2d`.
@@ -205,9 +204,7 @@ def _strided_input_gradient(
             (picture, down, right, down, right, channel),
             corner,
         )
-        positions = share.shape[0] * share.shape[1] * share.shape[2]
-        flat = windows.reshape(positions, rows * columns * outputs) @ taps.flatten(0, 2)
-        share.copy_(flat.view(share.shape))
+        share.copy_((windows.flatten(3).flatten(0, 2) @ taps.flatten(0, 2)).view(share.shape))
     return found
 
 
