@@ -1,6 +1,6 @@
-"""A convolution forward and backward on small maps, in bfloat16: ours beside torch's.
+"""A convolution forward and backward on small maps, in training's precision: ours beside torch's.
 
-On a GPU, in float32 and on larger maps ours is torch's own, and there is nothing to compare.
+On a GPU and on larger maps ours is torch's own, and there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def passes(layer: nn.Conv2d, x: Tensor) -> Callable[[], object]:
     """Return what takes `x` through a layer and all gradients back."""
     layer.to(memory_format=torch.channels_last)
     inputs = [x, layer.weight]
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.bfloat16)
 
     def both() -> object:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast:
             y = layer(x)
         return torch.autograd.grad(y, inputs, torch.ones_like(y))
 
@@ -43,20 +44,23 @@ def passes(layer: nn.Conv2d, x: Tensor) -> Callable[[], object]:
 
 
 def main() -> None:
-    if not hardware.runs_bf16("cpu"):
-        print("Convolutions are torch's own on a processor without AVX512-BF16 or AMX.")
+    bf16 = hardware.runs_bf16("cpu")
+    if not bf16 and not hardware.has_avx2():
+        print("Convolutions are torch's own on a processor without bfloat16 and AVX2.")
         return
     hardware.keep_freed_memory()  # as every run does
     table = Table("Convolutions on small maps, forward and backward, in ms")
     for name, (pictures, inputs, outputs, side, stride, padding) in LAYERS.items():
-        x = torch.randn(pictures, inputs, side, side).bfloat16()
+        x = torch.randn(pictures, inputs, side, side, dtype=torch.bfloat16 if bf16 else None)
         x = x.to(memory_format=torch.channels_last).requires_grad_()
         options = (inputs, outputs, 3, stride, padding)
         layers = Conv2d(*options, bias=False), nn.Conv2d(*options, bias=False)
         table.compare(name, *(passes(layer, x) for layer in layers), ROUNDS)
+    precision = "bfloat16" if bf16 else "float32"
     amx = "with" if hardware.has_amx() else "without"
     table.notes.append(
-        f"A processor {amx} AMX; medians of {ROUNDS} in turn; {torch.get_num_threads()} threads."
+        f"In {precision} on a processor {amx} AMX; medians of {ROUNDS} in turn; "
+        f"{torch.get_num_threads()} threads."
     )
     table.save("convolutions")
 

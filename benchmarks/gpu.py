@@ -168,7 +168,7 @@ def rates(table: Table, device: str, batches: tuple[int, ...], steps: int) -> No
                 table.add(f"{what}: images/s, Trainer beside plain loop", f"{rate:,.0f}",
                           f"{plain:,.0f}", rate / plain, limit)  # fmt: skip
                 flops, best = 6 * macs * rate, peak()
-                table.add(f"{what}: TFLOP/s beside the bf16 product", f"{flops / 1e12:.1f}",
+                table.add(f"{what}: TFLOP/s beside the {peak.name} product", f"{flops / 1e12:.1f}",
                           f"{best / 1e12:.1f}", flops / best)  # fmt: skip
 
 

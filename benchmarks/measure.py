@@ -118,14 +118,21 @@ def need_gpu() -> None:
 
 
 class ProductPeak:
-    """The machine's fastest matrix product in bfloat16, measured anew at every call."""
+    """The machine's fastest matrix product in the precision that it trains in by itself.
+
+    Measured anew at every call.
+    """
 
     SIZES = (1024, 2048, 4096)
 
     def __init__(self, device: str = "cpu") -> None:
         import torch
 
+        from litvision import hardware
+
         self.torch, self.device = torch, device
+        self.dtype = torch.bfloat16 if hardware.runs_bf16(device) else torch.float32
+        self.name = str(self.dtype).removeprefix("torch.")
         sizes = self.SIZES if device == "cpu" else (*self.SIZES, 2 * self.SIZES[-1])
         self.size = max(sizes, key=lambda n: statistics.median(map(self._rate, [n] * 7)))
 
@@ -135,7 +142,7 @@ class ProductPeak:
 
     def _rate(self, n: int) -> float:
         # A GPU multiplies ones faster than numbers that differ: it draws less power.
-        a = self.torch.randn(n, n, device=self.device).bfloat16()
+        a = self.torch.randn(n, n, device=self.device).to(self.dtype)
         a @ a
         wait(self.device)
         repeats = max(1, round(2e10 / n**3)) if self.device == "cpu" else 20

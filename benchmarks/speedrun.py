@@ -3,7 +3,8 @@
 Trains on all training pictures, SEEDS times, and reads the test split once for each, with and
 without averaging over views. The cost is the time of `trainer.fit` times the rate of the fastest
 matrix product in bfloat16, measured just before and after: operations that the machine could have
-done meanwhile, so that machines compare. Where other guests change the machine's speed from minute
+done meanwhile, so that machines compare. On one without bfloat16 it is the product in float32, in
+which it trains. Where other guests change the machine's speed from minute
 to minute, two measurements say little about ten minutes between them; a second cost takes the
 product's rate after every EVERY steps too, with the clock stopped, and weighs it by the time around
 it; on a processor alone.
@@ -113,7 +114,9 @@ def measure(name: str, experiment: str, options: list[str], limits: dict[str, st
         mean = statistics.mean(values)
         table.add(what, " ".join(f"{v:.4g}" for v in values), "", mean, limits.get(what, ""))
     where = torch.cuda.get_device_name() if device == "cuda" else "the processor"
-    table.notes.append(f"Ratio: the mean over the seeds. Trained on {where}.")
+    table.notes.append(
+        f"Ratio: the mean over the seeds. Trained on {where}; cost by the {peak.name} product."
+    )
     table.save(name)
 
 

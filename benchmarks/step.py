@@ -55,7 +55,7 @@ def measure(name: str, table: Table) -> None:
     around = [(a + b) / 2 for a, b in pairwise(peaks)]
     work = 6 * MULTIPLY_ADDS[name] * BATCH
     table.add(
-        f"{name}, GFLOP/s, beside the bf16 product",
+        f"{name}, GFLOP/s, beside the {peak.name} product",
         f"{work / statistics.median(ours) / 1e9:.0f}",
         f"{statistics.median(around) / 1e9:.0f} ({peak.size}x{peak.size})",
         ratios([work / s for s in ours], around),

@@ -67,3 +67,23 @@ def test_amx_that_onednn_is_told_to_leave_out(
     for there in (True, False):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda there=there: there)
         assert hardware.has_amx.__wrapped__() == (expected and there)
+
+
+@pytest.mark.parametrize(
+    ("capability", "libraries", "expected"),
+    [
+        ("AVX2", True, True),
+        ("AVX512", True, True),
+        ("DEFAULT", True, False),
+        ("AVX2", False, False),
+    ],
+)
+def test_channels_last_on_x86_processors(
+    monkeypatch: pytest.MonkeyPatch, capability: str, libraries: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: libraries)
+    found = hardware.has_avx2.__wrapped__()
+    monkeypatch.setattr(hardware, "has_avx2", lambda: found)
+    assert hardware.prefers_channels_last("cpu") is expected
+    assert hardware.prefers_channels_last("mps") is False

@@ -19,7 +19,9 @@ PATIENCE, STOP_AFTER, EPOCHS, LR = 3, 10, 120, 0.05
 OPTIONS = [
     "experiment=seed",
     f"trainer.max_epochs={EPOCHS}",
+    # What the plain loop has, so that sums are rounded alike.
     "trainer.precision=32-true",
+    "model.channels_last=false",
     f"optimizer.lr={LR}",
     f"callbacks.reduce_lr_on_plateau.patience={PATIENCE}",
     f"callbacks.early_stopping.patience={STOP_AFTER}",

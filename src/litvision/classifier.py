@@ -98,8 +98,7 @@ class ImageClassifier(L.LightningModule):
         """Choose the memory layout for the device that Lightning has picked; compile if asked."""
         wanted = self.channels_last
         if wanted == "auto":
-            device = self.trainer.strategy.root_device.type
-            wanted = hardware.prefers_channels_last(device, str(self.trainer.precision))
+            wanted = hardware.prefers_channels_last(self.trainer.strategy.root_device.type)
         self.memory_layout = torch.channels_last if wanted else torch.contiguous_format
         self.network.to(memory_format=self.memory_layout)
         if stage == "fit" and self.compile_network:

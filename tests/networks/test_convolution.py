@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from litvision.networks import convolution
-from litvision.networks.convolution import Conv2d
+from litvision.networks.convolution import Conv2d, Products
 
 SHAPES = [
     # height, width, kernel size, stride, padding
@@ -34,12 +35,15 @@ SHAPES = [
 ]
 
 
-def pass_through(layer: nn.Conv2d, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
-    """Return output and gradients in bfloat16 and channels-last, as training runs it."""
+def pass_through(
+    layer: nn.Conv2d, x: Tensor, grad: Tensor, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Tensor]:
+    """Return output and gradients in channels-last, as training runs it in that precision."""
     layer = layer.to(memory_format=torch.channels_last)
     x = x.to(memory_format=torch.channels_last).requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         y = layer(x)
+    assert y.dtype == dtype
     y.backward(grad.to(y.dtype))
     found = {"output": y.detach(), "input": x.grad, "weight": layer.weight.grad}
     return found if layer.bias is None else found | {"bias": layer.bias.grad}
@@ -65,17 +69,18 @@ def layers(*arguments: Any, **options: Any) -> tuple[Conv2d, nn.Conv2d]:
 def by_products(layer: Conv2d, x: Tensor) -> bool:
     """Say whether a layer goes its own way, from what autograd has noted."""
     y = layer(x.requires_grad_())
-    return "_ByProducts" in str(y.grad_fn)
+    return "_Convolution" in str(y.grad_fn)
 
 
 @pytest.fixture(autouse=True)
-def no_amx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One without, unless a test asks for the other."""
+def avx2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor with AVX2 and without AMX, unless a test asks for another."""
     monkeypatch.setattr(convolution, "has_amx", lambda: False)
+    monkeypatch.setattr(convolution, "has_avx2", lambda: True)
 
 
 @pytest.fixture
-def amx(no_amx: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def amx(avx2: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor with AMX, for what is decided by it."""
     monkeypatch.setattr(convolution, "has_amx", lambda: True)
 
@@ -93,7 +98,9 @@ def note(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[str]:
     return called
 
 
-def agrees_on_whole_numbers(layer: Conv2d, height: int, width: int) -> None:
+def agrees_on_whole_numbers(
+    layer: Conv2d, height: int, width: int, dtype: torch.dtype = torch.bfloat16
+) -> None:
     """bfloat16 holds whole numbers up to 256, so that any order of summing gives the same."""
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -102,10 +109,10 @@ def agrees_on_whole_numbers(layer: Conv2d, height: int, width: int) -> None:
     x = torch.randint(-1, 2, (3, layer.in_channels, height, width), generator=random).float()
     shape = F.conv2d(x, layer.weight, None, layer.stride, layer.padding).shape
     grad = torch.randint(-1, 2, shape, generator=random).float()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         assert by_products(layer, x.clone().to(memory_format=torch.channels_last))
     expected = exact(layer, x, grad)
-    for name, found in pass_through(layer, x, grad).items():
+    for name, found in pass_through(layer, x, grad, dtype).items():
         assert torch.equal(found.double(), expected[name]), name
 
 
@@ -141,22 +148,46 @@ def test_the_gradients_alone_by_products(
     assert called == [*expected, "_weight_gradient"]
 
 
+@pytest.mark.parametrize("all_of_it", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("height", "width", "size", "stride", "padding"), [*SHAPES, (8, 8, 3, 1, 1), (15, 13, 3, 2, 1)]
+)
+def test_whole_numbers_come_out_exactly_in_float32(
+    height: int, width: int, size: int, stride: int, padding: int, bias: bool, all_of_it: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    by_products = Products(all_of_it, all_of_it and stride <= 2, weight_gradient=True)
+    monkeypatch.setattr(convolution, "products", lambda *_: by_products)
+    called = note(monkeypatch, "_convolve", "_strided_input_gradient", "_weight_gradient")
+    layer = Conv2d(4, 6, size, stride, padding, bias=bias)
+    agrees_on_whole_numbers(layer, height, width, torch.float32)
+    expected = ["_convolve", "_convolve"] if all_of_it else []  # the first, to see which way
+    if by_products.input_gradient:
+        expected.append("_convolve" if stride == 1 else "_strided_input_gradient")
+    assert called == [*expected, "_weight_gradient"]
+
+
 @pytest.mark.usefixtures("amx")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(
     ("channels", "side", "stride"),
-    [(64, 4, 1), (96, 2, 1), (64, 8, 2), (128, 8, 2), (128, 8, 1), (128, 16, 2)],
+    [(64, 4, 1), (96, 2, 1), (64, 8, 2), (128, 8, 2), (128, 8, 1), (128, 16, 2), (256, 8, 2)],
 )
-def test_it_is_as_near_to_the_truth_as_torchs(channels: int, side: int, stride: int) -> None:
+def test_it_is_as_near_to_the_truth_as_torchs(
+    channels: int, side: int, stride: int, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     ours, torchs = layers(channels, channels, 3, stride, 1, bias=False)
     x = torch.randn(32, channels, side, side)
     grad = torch.randn(32, channels, side // stride, side // stride)
     truth = exact(ours, x, grad)
-    expected = pass_through(torchs, x.clone(), grad)
-    for name, found in pass_through(ours, x.clone(), grad).items():
+    expected = pass_through(torchs, x.clone(), grad, dtype)
+    for name, found in pass_through(ours, x.clone(), grad, dtype).items():
         error = (found.double() - truth[name]).norm() / truth[name].norm()
         torchs_error = (expected[name].double() - truth[name]).norm() / truth[name].norm()
-        assert error < 1.1 * torchs_error + 1e-4, name
+        slack = 1e-4 if dtype == torch.bfloat16 else 1e-6
+        assert error < 1.1 * torchs_error + slack, name
         assert found.dtype == expected[name].dtype
         assert found.is_contiguous(memory_format=torch.channels_last)
 
@@ -165,7 +196,7 @@ def test_only_inputs_that_gain_take_the_way_by_products() -> None:
     small = torch.randn(2, 4, 4, 4).to(memory_format=torch.channels_last)
     large = torch.randn(2, 4, 16, 16).to(memory_format=torch.channels_last)
     plain = Conv2d(4, 4, 3, padding=1)
-    assert not by_products(plain, small)  # float32
+    assert not by_products(plain, small)  # float32, and few channels
     with torch.autocast("cpu", torch.bfloat16):
         assert by_products(plain, small)
         assert not by_products(plain, large)
@@ -208,7 +239,7 @@ def test_only_gradients_that_gain_take_the_way_by_products(monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("amx")
 def test_without_gradients_torchs_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution._ByProducts, "apply", pytest.fail)
+    monkeypatch.setattr(convolution._Convolution, "apply", pytest.fail)
     x = torch.randn(2, 128, 8, 8).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
         assert Conv2d(128, 128, 3, padding=1)(x).shape == (2, 128, 8, 8)
@@ -223,11 +254,64 @@ def test_what_follows_may_work_in_place() -> None:
     assert torch.equal(layer.bias.grad, expected)
 
 
-def test_in_float32_it_is_torchs_own_to_the_bit() -> None:
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "stride", "positions", "expected"),
+    [
+        # output, gradient of the input, gradient of the weights
+        (256, 512, 1, 16, (True, True, True)),
+        (512, 256, 2, 16, (True, True, True)),
+        (256, 256, 3, 16, (True, False, True)),
+        (256, 256, 1, 17, (False, False, True)),
+        (256, 255, 1, 16, (False, False, True)),
+        (128, 192, 1, 256, (False, False, True)),
+        (128, 192, 1, 257, (False, False, False)),
+        (128, 191, 1, 17, (False, False, False)),
+        (127, 192, 1, 17, (False, False, False)),
+        (128, 128, 1, 16, (False, False, True)),
+        (128, 127, 1, 16, (False, False, False)),
+        (127, 128, 1, 16, (False, False, False)),
+        (64, 128, 2, 1024, (False, False, True)),
+        (64, 128, 2, 1025, (False, False, False)),
+        (64, 127, 2, 16, (False, False, False)),
+        (63, 128, 2, 16, (False, False, False)),
+        (512, 512, 1, 0, (False, False, False)),
+    ],
+)
+def test_what_goes_by_products_in_float32(
+    inputs: int, outputs: int, stride: int, positions: int, expected: tuple[bool, bool, bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def found(dtype: torch.dtype) -> tuple[Any, ...]:
+        return astuple(convolution.products(dtype, inputs, outputs, stride, positions))
+
+    assert found(torch.float32) == expected
+    assert found(torch.float64) == (False, False, False)
+    monkeypatch.setattr(convolution, "has_avx2", lambda: False)
+    assert found(torch.float32) == (False, False, False)
+
+
+def test_in_float32_without_gradients_the_output_alone_goes_by_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = note(monkeypatch, "_convolve")
+    layer = Conv2d(256, 256, 3, padding=1)
+    with torch.inference_mode():
+        for side in (4, 5):
+            layer(torch.randn(1, 256, side, side).to(memory_format=torch.channels_last))
+    assert called == ["_convolve"]
+
+
+def test_in_another_layout_it_is_torchs_own_to_the_bit() -> None:
     torch.manual_seed(0)
-    ours, torchs = layers(8, 8, 3, 1, 1)
-    x = torch.randn(4, 8, 4, 4)
+    ours, torchs = layers(256, 256, 3, 1, 1)
+    x = torch.randn(2, 256, 4, 4)
     assert torch.equal(ours(x), torchs(x))
+
+
+def test_precisions_that_do_not_fit_are_refused_as_torch_refuses_them() -> None:
+    x = torch.randn(2, 256, 4, 4).bfloat16().to(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="should be the same"):
+        Conv2d(256, 256, 3, padding=1)(x)
 
 
 @pytest.mark.parametrize("side", [1, 2])
@@ -275,7 +359,7 @@ def test_other_windows_take_torchs_way(options: dict[str, Any]) -> None:
     x = torch.randn(2, 4, 3, 3).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         y = ours(x)
-        assert "ByProducts" not in str(y.grad_fn)
+        assert "_Convolution" not in str(y.grad_fn)
         torch.testing.assert_close(y, theirs(x), rtol=0.05, atol=0.05)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby, product
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-from litvision.hardware import has_amx
+from litvision.hardware import has_amx, has_avx2
 
 # Output positions up to which the products win: measured, see docs/performance.md.
 SMALL_MAP = 16
@@ -22,20 +23,60 @@ SMALL_MAP_AMX = 64
 CHANNELS_AMX = 128
 
 
-class Conv2d(nn.Conv2d):
-    """`torch.nn.Conv2d`, faster in bfloat16 on a processor where the maps are small.
+@dataclass(frozen=True)  # and no tuple, which autocast would take apart
+class Products:
+    """What of a convolution is faster as matrix products."""
 
-    oneDNN, which convolves on processors, reaches the speed of its own matrix product on large
-    maps, but two thirds of it at 4x4 and a quarter at 2x2, where the last stages of a network for
+    output: bool = False
+    input_gradient: bool = False
+    weight_gradient: bool = False
+
+
+def products(
+    dtype: torch.dtype, inputs: int, outputs: int, stride: int, positions: int
+) -> Products:
+    """Say what to compute by products on this processor, as measured: see docs/performance.md.
+
+    Args:
+        dtype: in which the convolution is computed.
+        inputs, outputs: channels of the kernel.
+        stride: of the convolution.
+        positions: of the output's maps, 0 if products cannot stand for the convolution.
+    """
+    if not positions:
+        return Products()
+    small, fewer = positions <= SMALL_MAP, min(inputs, outputs)
+    if dtype == torch.bfloat16:
+        gradients = positions <= SMALL_MAP_AMX and fewer >= CHANNELS_AMX and has_amx()
+        by_input = gradients if stride == 2 else small and stride == 1
+        return Products(small, by_input, small or gradients)
+    if dtype == torch.float32 and has_avx2():
+        small_and_wide = small and fewer >= 256
+        # The windows' copy counts the less, the more products are made of it.
+        if stride == 2:
+            by_weight = inputs >= 64 and outputs >= 128 and positions <= 1024
+        else:
+            by_weight = inputs >= 128 and outputs >= (128 if small else 192) and positions <= 256
+        return Products(small_and_wide, small_and_wide and stride <= 2, by_weight)
+    return Products()
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d`, faster on a processor where the maps are small.
+
+    oneDNN, which convolves on processors, reaches the speed of a matrix product on large maps, but
+    in bfloat16 two thirds of it at 4x4 and a quarter at 2x2, where the last stages of a network for
     CIFAR spend a third of their time. There, the window under each output position becomes a row
     of a matrix (im2col; Chellapilla et al. 2006, "High performance convolutional neural networks
     for document processing"), and rows of zeros above and below the map are left out. With AMX,
     products are several times faster, and oneDNN's gradients of a convolution are not: on maps of
-    up to 8x8, those of the weights are products there, and the input's where the stride is 2.
+    up to 8x8, those of the weights are products there, and the input's where the stride is 2. In
+    float32 the weights' gradient is one, on maps of up to 16x16, of up to 32x32 where the stride is
+    2. It takes many channels: see `products`.
 
     The parameters are those of `nn.Conv2d`, the sums the same but for their order; every other
-    input, float32 among them, takes torch's own way. But for a 1x1 kernel on maps of one pixel,
-    which is a linear layer, on any device and in any precision: as such it takes half the time.
+    input takes torch's own way. But for a 1x1 kernel on maps of one pixel, which is a linear layer,
+    on any device and in any precision: as such it takes half the time.
 
     What goes by products has a gradient, but no gradient of that: for penalties on gradients and
     `torch.func`, take `nn.Conv2d`.
@@ -45,59 +86,55 @@ class Conv2d(nn.Conv2d):
         """Convolve `[N, in_channels, H, W]` to `[N, out_channels, H', W']`."""
         if self._is_linear(x):
             return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[..., None, None]
-        positions = self._positions_by_products(x)
-        all_of_it = 0 < positions <= SMALL_MAP
-        if not all_of_it and not self._gradient_by_products(positions):
+        by_products = self._by_products(x)
+        trains = torch.is_grad_enabled() and self.weight.requires_grad
+        if not by_products.output and not (trains and by_products.weight_gradient):
             return super().forward(x)
         stride, padding = self.stride[0], self.padding[0]
-        return _ByProducts.apply(x, self.weight, self.bias, stride, padding, all_of_it)
+        return _Convolution.apply(x, self.weight, self.bias, stride, padding, by_products)
 
     def _is_linear(self, x: Tensor) -> bool:
         """Say whether `x` is a batch of single pixels, and the kernel one pixel too."""
         one = self.kernel_size == (1, 1) and self.padding == (0, 0) and self.groups == 1
         return one and x.ndim == 4 and x.shape[2:] == (1, 1)
 
-    def _gradient_by_products(self, positions: int) -> bool:
-        """Say whether the gradients alone are faster as matrix products."""
-        trains = torch.is_grad_enabled() and self.weight.requires_grad
-        return 0 < positions <= SMALL_MAP_AMX and trains and _is_wide_for_amx(self.weight)
-
-    def _positions_by_products(self, x: Tensor) -> int:
-        """Return how many positions the output has, 0 if products cannot stand for it."""
+    def _by_products(self, x: Tensor) -> Products:
+        """Return what is faster by products: nothing, if they cannot stand for this convolution."""
         if x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
-            return 0
+            return Products()
         if x.ndim != 4 or x.shape[1] != self.in_channels or not len(x):
-            return 0  # torch knows what to say
-        autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else self.weight.dtype
+            return Products()  # torch knows what to say
         plain = self.groups == 1 and self.padding_mode == "zeros" and self.dilation == (1, 1)
-        if dtype != torch.bfloat16 or not plain or isinstance(self.padding, str):
-            return 0
+        if not plain or isinstance(self.padding, str):
+            return Products()
         (size, width), (stride, across), padding = self.kernel_size, self.stride, self.padding
         if size != width or stride != across or padding[0] != padding[1] or padding[0] >= size:
-            return 0
+            return Products()
+        if size == 1 or not x.is_contiguous(memory_format=torch.channels_last):
+            return Products()
+        dtype = self.weight.dtype
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+        elif x.dtype != dtype:
+            return Products()
         rows, columns = (_positions(side, size, stride, padding[0]) for side in x.shape[2:])
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        return max(rows, 0) * max(columns, 0) if size > 1 and channels_last else 0
+        positions = max(rows, 0) * max(columns, 0)
+        return products(dtype, self.in_channels, self.out_channels, stride, positions)
 
 
-class _ByProducts(torch.autograd.Function):
-    """The convolution and both its gradients, in bfloat16 and channels-last.
-
-    The weights' gradient always is a product, the output with `all_of_it`, and the input's gradient
-    with that or, of stride 2, where AMX is.
-    """
+class _Convolution(torch.autograd.Function):
+    """The convolution and both its gradients, channels-last, each by products or as torch does."""
 
     @staticmethod
     @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int,
-        all_of_it: bool,
+        by_products: Products,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
-        ctx.all_of_it = all_of_it
-        if not all_of_it:
+        ctx.by_products = by_products
+        if not by_products.output:
             return F.conv2d(x, weight, bias, stride, padding)
         taps = weight.permute(0, 2, 3, 1).flatten(1).t()  # a view if weights are channels-last
         return _convolve(x, taps, bias, weight.shape[2], stride, padding)
@@ -110,24 +147,20 @@ class _ByProducts(torch.autograd.Function):
         size, stride, padding = weight.shape[2], ctx.stride, ctx.padding
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0] and stride == 1 and ctx.all_of_it:
+        if ctx.needs_input_grad[0] and not ctx.by_products.input_gradient:
+            grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
+        elif ctx.needs_input_grad[0] and stride == 1:
             # What a convolution did is undone in direction by the kernel turned by half a turn.
             taps = weight.permute(2, 3, 0, 1).flatten(0, 1)
             turned = torch.cat([taps[number] for number in reversed(range(len(taps)))])
             grad_x = _convolve(grad, turned, None, size, 1, size - 1 - padding)
-        elif ctx.needs_input_grad[0] and stride == 2 and _is_wide_for_amx(weight):
-            grad_x = _strided_input_gradient(x.shape, weight, grad, stride, padding)
         elif ctx.needs_input_grad[0]:
-            grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
+            grad_x = _strided_input_gradient(x.shape, weight, grad, stride, padding)
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(x, grad, size, stride, padding)
         if ctx.has_bias and ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3), dtype=torch.float32)
         return grad_x, grad_weight, grad_bias, None, None, None
-
-
-def _is_wide_for_amx(weight: Tensor) -> bool:
-    return min(weight.shape[:2]) >= CHANNELS_AMX and has_amx()
 
 
 def _convolve(
