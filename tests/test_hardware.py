@@ -83,7 +83,14 @@ def test_channels_last_on_x86_processors(
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: libraries)
-    found = hardware.has_avx2.__wrapped__()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(hardware, "runs_bf16", lambda device: False)
+    asked = hardware.has_avx2.__wrapped__
+    found = asked()
     monkeypatch.setattr(hardware, "has_avx2", lambda: found)
     assert hardware.prefers_channels_last("cpu") is expected
     assert hardware.prefers_channels_last("mps") is False
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not asked()
+    monkeypatch.setattr(hardware, "runs_bf16", lambda device: True)
+    assert hardware.prefers_channels_last("cpu") is True

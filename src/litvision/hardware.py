@@ -72,7 +72,7 @@ def prefers_channels_last(device: str) -> bool:
     Args:
         device: "cuda", "mps" or "cpu".
     """
-    return has_avx2() if device == "cpu" else runs_bf16(device)
+    return runs_bf16(device) or (device == "cpu" and has_avx2())
 
 
 def keep_freed_memory() -> bool:

@@ -282,8 +282,11 @@ def test_what_goes_by_products_in_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     def found(dtype: torch.dtype) -> tuple[Any, ...]:
-        return astuple(convolution.products(dtype, inputs, outputs, stride, positions))
+        return astuple(convolution.products(dtype, inputs, outputs, stride, pictures, positions))
 
+    pictures = 7
+    assert found(torch.float32) == (False, False, False)
+    pictures = 8
     assert found(torch.float32) == expected
     assert found(torch.float64) == (False, False, False)
     monkeypatch.setattr(convolution, "has_avx2", lambda: False)
@@ -297,19 +300,30 @@ def test_in_float32_without_gradients_the_output_alone_goes_by_products(
     layer = Conv2d(256, 256, 3, padding=1)
     with torch.inference_mode():
         for side in (4, 5):
-            layer(torch.randn(1, 256, side, side).to(memory_format=torch.channels_last))
+            layer(torch.randn(8, 256, side, side).to(memory_format=torch.channels_last))
+        layer(torch.randn(7, 256, 4, 4).to(memory_format=torch.channels_last))
     assert called == ["_convolve"]
 
 
 def test_in_another_layout_it_is_torchs_own_to_the_bit() -> None:
     torch.manual_seed(0)
     ours, torchs = layers(256, 256, 3, 1, 1)
-    x = torch.randn(2, 256, 4, 4)
+    x = torch.randn(8, 256, 4, 4)
     assert torch.equal(ours(x), torchs(x))
 
 
+def test_within_torch_func_it_is_torchs_own() -> None:
+    torch.manual_seed(0)
+    ours, torchs = layers(256, 256, 3, 1, 1)
+    x = torch.randn(2, 8, 256, 4, 4)
+    torch.testing.assert_close(torch.vmap(ours)(x), torch.stack([torchs(part) for part in x]))
+    picture = x[0].to(memory_format=torch.channels_last)
+    _, tangent = torch.func.jvp(ours, (picture,), (picture,))
+    torch.testing.assert_close(tangent, F.conv2d(picture, ours.weight, padding=1))
+
+
 def test_precisions_that_do_not_fit_are_refused_as_torch_refuses_them() -> None:
-    x = torch.randn(2, 256, 4, 4).bfloat16().to(memory_format=torch.channels_last)
+    x = torch.randn(8, 256, 4, 4).bfloat16().to(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="should be the same"):
         Conv2d(256, 256, 3, padding=1)(x)
 

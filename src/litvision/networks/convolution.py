@@ -33,7 +33,7 @@ class Products:
 
 
 def products(
-    dtype: torch.dtype, inputs: int, outputs: int, stride: int, positions: int
+    dtype: torch.dtype, inputs: int, outputs: int, stride: int, pictures: int, positions: int
 ) -> Products:
     """Say what to compute by products on this processor, as measured: see docs/performance.md.
 
@@ -41,6 +41,7 @@ def products(
         dtype: in which the convolution is computed.
         inputs, outputs: channels of the kernel.
         stride: of the convolution.
+        pictures: in the batch.
         positions: of the output's maps, 0 if products cannot stand for the convolution.
     """
     if not positions:
@@ -50,7 +51,7 @@ def products(
         gradients = positions <= SMALL_MAP_AMX and fewer >= CHANNELS_AMX and has_amx()
         by_input = gradients if stride == 2 else small and stride == 1
         return Products(small, by_input, small or gradients)
-    if dtype == torch.float32 and has_avx2():
+    if dtype == torch.float32 and has_avx2() and pictures >= 8:
         small_and_wide = small and fewer >= 256
         # The windows' copy counts the less, the more products are made of it.
         if stride == 2:
@@ -78,8 +79,9 @@ class Conv2d(nn.Conv2d):
     input takes torch's own way. But for a 1x1 kernel on maps of one pixel, which is a linear layer,
     on any device and in any precision: as such it takes half the time.
 
-    What goes by products has a gradient, but no gradient of that: for penalties on gradients and
-    `torch.func`, take `nn.Conv2d`.
+    What goes by products has a gradient, but no gradient of that: for penalties on gradients take
+    `nn.Conv2d`, or `model.channels_last=false`, in which nothing does. Within `torch.func` nothing
+    does either.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,6 +106,8 @@ class Conv2d(nn.Conv2d):
             return Products()
         if x.ndim != 4 or x.shape[1] != self.in_channels or not len(x):
             return Products()  # torch knows what to say
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return Products()  # vmap, grad and jvp need torch's own
         plain = self.groups == 1 and self.padding_mode == "zeros" and self.dilation == (1, 1)
         if not plain or isinstance(self.padding, str):
             return Products()
@@ -119,7 +123,7 @@ class Conv2d(nn.Conv2d):
             return Products()
         rows, columns = (_positions(side, size, stride, padding[0]) for side in x.shape[2:])
         positions = max(rows, 0) * max(columns, 0)
-        return products(dtype, self.in_channels, self.out_channels, stride, positions)
+        return products(dtype, self.in_channels, self.out_channels, stride, len(x), positions)
 
 
 class _Convolution(torch.autograd.Function):
