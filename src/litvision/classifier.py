@@ -47,7 +47,8 @@ class ImageClassifier(L.LightningModule):
             arXiv 1512.00567); validation and test measure plain cross-entropy.
         decay_norm_and_bias: whether weight decay also shrinks biases and the gains of norm layers;
             without it, only weights with two or more dimensions are decayed.
-        channels_last: channels-last memory for pictures and weights; "auto": where it is faster.
+        channels_last: channels-last memory for pictures and weights; "auto": where it is faster
+            and the network takes it.
         compile: compile the network with TorchInductor before training; or the name of one of its
             modes: "reduce-overhead" replays a step's kernels as one CUDA graph.
     """
@@ -98,7 +99,9 @@ class ImageClassifier(L.LightningModule):
         """Choose the memory layout for the device that Lightning has picked; compile if asked."""
         wanted = self.channels_last
         if wanted == "auto":
-            wanted = hardware.prefers_channels_last(self.trainer.strategy.root_device.type)
+            device = self.trainer.strategy.root_device.type
+            wanted = hardware.prefers_channels_last(device)
+            wanted = wanted and hardware.takes_channels_last(self.network, self.card)
         self.memory_layout = torch.channels_last if wanted else torch.contiguous_format
         self.network.to(memory_format=self.memory_layout)
         if stage == "fit" and self.compile_network:
