@@ -85,14 +85,19 @@ def takes_channels_last(network: nn.Module, card: dict[str, Any]) -> bool:
 
     Args:
         network: on any device.
-        card: of its checkpoint, for the pictures' shape; without one it is believed to.
+        card: of its checkpoint, for the pictures' shape; without one it is believed to, as is a network
+            that cannot be copied.
     """
     if not {"mean", "image_size"} <= card.keys():
         return True
     pictures = torch.zeros(2, len(card["mean"]), *card["image_size"])
     try:
+        trial = copy.deepcopy(network).cpu().eval()
+    except (RuntimeError, TypeError):  # torch's old weight_norm, say, cannot be copied
+        return True
+    try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            trial = copy.deepcopy(network).cpu().eval().to(memory_format=torch.channels_last)
+            trial.to(memory_format=torch.channels_last)
             trial(pictures.contiguous(memory_format=torch.channels_last))
     except RuntimeError:
         return False
