@@ -85,8 +85,8 @@ def takes_channels_last(network: nn.Module, card: dict[str, Any]) -> bool:
 
     Args:
         network: on any device.
-        card: of its checkpoint, for the pictures' shape; without one it is believed to, as is a network
-            that cannot be copied.
+        card: of its checkpoint, for the pictures' shape; without one it is believed to, as is a
+            network that cannot be copied.
     """
     if not {"mean", "image_size"} <= card.keys():
         return True
