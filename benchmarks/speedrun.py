@@ -4,10 +4,10 @@ Trains on all training pictures, SEEDS times, and reads the test split once for 
 without averaging over views. The cost is the time of `trainer.fit` times the rate of the fastest
 matrix product in bfloat16, measured just before and after: operations that the machine could have
 done meanwhile, so that machines compare. On one without bfloat16 it is the product in float32, in
-which it trains. Where other guests change the machine's speed from minute
-to minute, two measurements say little about ten minutes between them; a second cost takes the
-product's rate after every EVERY steps too, with the clock stopped, and weighs it by the time around
-it; on a processor alone.
+which it trains. Where other guests change the machine's speed from minute to minute, two
+measurements say little about ten minutes between them; a second cost takes the product's rate after
+every EVERY steps too, with the clock stopped, and weighs it by the time around it; on a processor
+alone.
 
 READ=val trains on nine tenths and reads the validation split instead, for tuning; READ=none trains
 on all and reads nothing, for the cost alone. OPTIONS are more overrides, EXPERIMENT another recipe.

@@ -100,8 +100,7 @@ class ImageClassifier(L.LightningModule):
         wanted = self.channels_last
         if wanted == "auto":
             device = self.trainer.strategy.root_device.type
-            wanted = hardware.prefers_channels_last(device)
-            wanted = wanted and hardware.takes_channels_last(self.network, self.card)
+            wanted = hardware.picks_channels_last(device, self.network, self.card)
         self.memory_layout = torch.channels_last if wanted else torch.contiguous_format
         self.network.to(memory_format=self.memory_layout)
         if stage == "fit" and self.compile_network:

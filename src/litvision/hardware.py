@@ -78,6 +78,11 @@ def prefers_channels_last(device: str) -> bool:
     return runs_bf16(device) or (device == "cpu" and has_avx2())
 
 
+def picks_channels_last(device: str, network: nn.Module, card: dict[str, Any]) -> bool:
+    """Say whether a network is to run with channels last on a device: faster there, and taken."""
+    return prefers_channels_last(device) and takes_channels_last(network, card)
+
+
 def takes_channels_last(network: nn.Module, card: dict[str, Any]) -> bool:
     """Say whether a network runs with channels last: one that flattens maps by `view` does not.
 

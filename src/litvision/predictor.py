@@ -79,9 +79,9 @@ class Predictor:
         self.image_size = (int(height), int(width))
         # Precision and layout of training and evaluation on this device.
         self.bf16 = hardware.precision(self.device.type) == "bf16-mixed"
-        channels_last = hardware.prefers_channels_last(
-            self.device.type
-        ) and hardware.takes_channels_last(classifier.network, self.card)
+        channels_last = hardware.picks_channels_last(
+            self.device.type, classifier.network, self.card
+        )
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network = classifier.network.eval().to(self.device).to(memory_format=layout)
         self._layout = layout

@@ -127,7 +127,11 @@ class Conv2d(nn.Conv2d):
 
 
 class _Convolution(torch.autograd.Function):
-    """The convolution and both its gradients, channels-last, each by products or as torch does."""
+    """The convolution and both its gradients, channels-last.
+
+    The weights' gradient always is a product: nothing comes here without it. Output and input's
+    gradient are one, or torch's.
+    """
 
     @staticmethod
     @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
