@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp import custom_bwd, custom_fwd
-from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_input
+from torch.autograd.forward_ad import unpack_dual
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from litvision.hardware import has_amx, has_avx2
 
@@ -33,16 +33,22 @@ class Products:
 
 
 def products(
-    dtype: torch.dtype, inputs: int, outputs: int, stride: int, pictures: int, positions: int
+    dtype: torch.dtype,
+    inputs: int,
+    outputs: int,
+    size: int,
+    stride: int,
+    pictures: int,
+    positions: int,
 ) -> Products:
     """Say what to compute by products on this processor, as measured: see docs/performance.md.
 
     Args:
         dtype: in which the convolution is computed.
-        inputs, outputs: channels of the kernel.
+        inputs, outputs, size: channels and side of the kernel.
         stride: of the convolution.
         pictures: in the batch.
-        positions: of the output's maps, 0 if products cannot stand for the convolution.
+        positions: of the output's maps.
     """
     if not positions:
         return Products()
@@ -51,7 +57,7 @@ def products(
         gradients = positions <= SMALL_MAP_AMX and fewer >= CHANNELS_AMX and has_amx()
         by_input = gradients if stride == 2 else small and stride == 1
         return Products(small, by_input, small or gradients)
-    if dtype == torch.float32 and has_avx2() and pictures >= 8:
+    if dtype == torch.float32 and size == 3 and pictures >= 8 and has_avx2():
         small_and_wide = small and fewer >= 256
         # The windows' copy counts the less, the more products are made of it.
         if stride == 2:
@@ -79,95 +85,111 @@ class Conv2d(nn.Conv2d):
     input takes torch's own way. But for a 1x1 kernel on maps of one pixel, which is a linear layer,
     on any device and in any precision: as such it takes half the time.
 
-    What goes by products has a gradient, but no gradient of that: for penalties on gradients take
-    `nn.Conv2d`, or `model.channels_last=false`, in which nothing does. Within `torch.func` nothing
-    does either.
+    Gradients of gradients are torch's own, and so is everything within `torch.func` and forward
+    differentiation.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `[N, in_channels, H, W]` to `[N, out_channels, H', W']`."""
+        weight = self.weight  # once: a parametrization, as spectral_norm's, computes it anew
         if self._is_linear(x):
-            return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[..., None, None]
-        by_products = self._by_products(x)
-        trains = torch.is_grad_enabled() and self.weight.requires_grad
+            return F.linear(x.flatten(1), weight.flatten(1), self.bias)[..., None, None]
+        by_products = self._by_products(x, weight)
+        trains = torch.is_grad_enabled() and weight.requires_grad
         if not by_products.output and not (trains and by_products.weight_gradient):
-            return super().forward(x)
+            return self._conv_forward(x, weight, self.bias)
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
         stride, padding = self.stride[0], self.padding[0]
-        return _Convolution.apply(x, self.weight, self.bias, stride, padding, by_products)
+        return _Convolution.apply(x, weight, self.bias, stride, padding, by_products)
 
     def _is_linear(self, x: Tensor) -> bool:
         """Say whether `x` is a batch of single pixels, and the kernel one pixel too."""
         one = self.kernel_size == (1, 1) and self.padding == (0, 0) and self.groups == 1
         return one and x.ndim == 4 and x.shape[2:] == (1, 1)
 
-    def _by_products(self, x: Tensor) -> Products:
+    def _by_products(self, x: Tensor, weight: Tensor) -> Products:
         """Return what is faster by products: nothing, if they cannot stand for this convolution."""
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
+        if not self._has_square_windows() or not _is_plain(x, weight):
             return Products()
-        if x.ndim != 4 or x.shape[1] != self.in_channels or not len(x):
-            return Products()  # torch knows what to say
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            return Products()  # vmap, grad and jvp need torch's own
-        plain = self.groups == 1 and self.padding_mode == "zeros" and self.dilation == (1, 1)
-        if not plain or isinstance(self.padding, str):
-            return Products()
-        (size, width), (stride, across), padding = self.kernel_size, self.stride, self.padding
-        if size != width or stride != across or padding[0] != padding[1] or padding[0] >= size:
-            return Products()
-        if size == 1 or not x.is_contiguous(memory_format=torch.channels_last):
-            return Products()
-        dtype = self.weight.dtype
+        dtype = weight.dtype
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
-        elif x.dtype != dtype:
-            return Products()
-        rows, columns = (_positions(side, size, stride, padding[0]) for side in x.shape[2:])
+        size, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        rows, columns = (_positions(side, size, stride, padding) for side in x.shape[2:])
         positions = max(rows, 0) * max(columns, 0)
-        return products(dtype, self.in_channels, self.out_channels, stride, len(x), positions)
+        outputs, inputs = weight.shape[:2]
+        return products(dtype, inputs, outputs, size, stride, len(x), positions)
+
+    def _has_square_windows(self) -> bool:
+        """Say whether windows are the same along both sides, and each reaches into the map."""
+        plain = self.groups == 1 and self.padding_mode == "zeros" and self.dilation == (1, 1)
+        if not plain or isinstance(self.padding, str):
+            return False
+        sides = zip(self.kernel_size, self.stride, self.padding, strict=True)
+        return len(set(sides)) == 1 and self.padding[0] < self.kernel_size[0] > 1
+
+
+def _is_plain(x: Tensor, weight: Tensor) -> bool:
+    """Say whether these are numbers for a processor to convolve, channels-last, and no more."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap, grad and jvp
+        return False
+    if any(unpack_dual(tensor).tangent is not None for tensor in (x, weight)):
+        return False
+    if x.ndim != 4 or x.shape[1] != weight.shape[1] or not len(x):
+        return False  # torch knows what to say
+    if torch.is_autocast_enabled("cpu"):
+        fit = torch.float64 not in (x.dtype, weight.dtype)  # which autocast leaves as they are
+    else:
+        fit = x.dtype == weight.dtype
+    return fit and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Convolution(torch.autograd.Function):
     """The convolution and both its gradients, channels-last.
 
     The weights' gradient always is a product: nothing comes here without it. Output and input's
-    gradient are one, or torch's.
+    gradient are one, or torch's. `x` has the precision to compute in.
     """
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
+    @custom_fwd(device_type="cpu")
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int,
         by_products: Products,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
-        ctx.by_products = by_products
+        kernel = weight.to(x.dtype)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, kernel)
+        ctx.shape, ctx.stride, ctx.padding, ctx.by_products = x.shape, stride, padding, by_products
         if not by_products.output:
-            return F.conv2d(x, weight, bias, stride, padding)
-        taps = weight.permute(0, 2, 3, 1).flatten(1).t()  # a view if weights are channels-last
-        return _convolve(x, taps, bias, weight.shape[2], stride, padding)
+            return F.conv2d(x, kernel, bias, stride, padding)
+        taps = kernel.permute(0, 2, 3, 1).flatten(1).t()  # a view if weights are channels-last
+        return _convolve(x, taps, bias, kernel.shape[2], stride, padding)
 
     @staticmethod
-    @once_differentiable
     @custom_bwd(device_type="cpu")
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        size, stride, padding = weight.shape[2], ctx.stride, ctx.padding
-        grad = grad.contiguous(memory_format=torch.channels_last)
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, kernel = ctx.saved_tensors
+        to_input, to_weight, to_bias = ctx.needs_input_grad[:3]
+        window = ctx.stride, ctx.padding
         grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0] and not ctx.by_products.input_gradient:
-            grad_x = conv2d_input(x.shape, weight, grad, stride, padding)
-        elif ctx.needs_input_grad[0] and stride == 1:
-            # What a convolution did is undone in direction by the kernel turned by half a turn.
-            taps = weight.permute(2, 3, 0, 1).flatten(0, 1)
-            turned = torch.cat([taps[number] for number in reversed(range(len(taps)))])
-            grad_x = _convolve(grad, turned, None, size, 1, size - 1 - padding)
-        elif ctx.needs_input_grad[0]:
-            grad_x = _strided_input_gradient(x.shape, weight, grad, stride, padding)
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(x, grad, size, stride, padding)
-        if ctx.has_bias and ctx.needs_input_grad[2]:
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        if to_bias:
             grad_bias = grad.sum((0, 2, 3), dtype=torch.float32)
+        if torch.is_grad_enabled():  # create_graph: of torch's gradients there are gradients again
+            if to_input:
+                grad_x = conv2d_input(ctx.shape, weight.to(grad.dtype), grad, *window)
+            if to_weight:
+                grad_weight = conv2d_weight(x, weight.shape, grad, *window)
+            return grad_x, grad_weight, grad_bias, None, None, None
+        if to_input and ctx.by_products.input_gradient:
+            grad_x = _input_gradient(ctx.shape, kernel, grad, *window)
+        elif to_input:
+            grad_x = conv2d_input(ctx.shape, kernel, grad, *window)
+        if to_weight:
+            grad_weight = _weight_gradient(x, grad, weight, *window)
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
@@ -221,6 +243,21 @@ def _groups(
         )
 
 
+def _input_gradient(
+    shape: torch.Size, weight: Tensor, grad: Tensor, stride: int, padding: int
+) -> Tensor:
+    """Return the gradient of the input, whose shape is given.
+
+    What a convolution did is undone in direction by the kernel turned by half a turn.
+    """
+    if stride > 1:
+        return _strided_input_gradient(shape, weight, grad, stride, padding)
+    size = weight.shape[2]
+    taps = weight.permute(2, 3, 0, 1).flatten(0, 1)
+    turned = torch.cat([taps[number] for number in reversed(range(len(taps)))])
+    return _convolve(grad, turned, None, size, 1, size - 1 - padding)
+
+
 def _strided_input_gradient(
     shape: torch.Size, weight: Tensor, grad: Tensor, stride: int, padding: int
 ) -> Tensor:
@@ -249,8 +286,8 @@ def _strided_input_gradient(
     return found
 
 
-def _weight_gradient(x: Tensor, grad: Tensor, size: int, stride: int, padding: int) -> Tensor:
-    """Return the gradient of the weights, float32 `[C', C, size, size]`.
+def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """Return the gradient of the weights, `[C', C, size, size]`, in their precision.
 
     One product for each row of the kernel: it sums over all places where that row lies inside the
     map, so that no sums of parts are rounded. The maps' rows come first in memory here, which
@@ -258,6 +295,7 @@ def _weight_gradient(x: Tensor, grad: Tensor, size: int, stride: int, padding: i
     """
     n, c, h, _ = x.shape
     outputs, rows, columns = grad.shape[1:]
+    size = weight.shape[2]
     padded = F.pad(x.permute(2, 0, 3, 1), (0, 0, padding, padding))
     down, picture, right, channel = padded.stride()
     shape, strides = (h, n, columns, size, c), (down, picture, right * stride, right, channel)
@@ -265,7 +303,7 @@ def _weight_gradient(x: Tensor, grad: Tensor, size: int, stride: int, padding: i
     if stride == 1:
         windows = windows.contiguous()  # once, as neighbouring rows of the kernel meet the same
     answers = grad.permute(2, 0, 3, 1).contiguous()
-    taps = torch.empty(outputs, size, size * c)
+    taps = weight.new_empty(outputs, size, size * c)
     for row in range(size):
         met = [r for r in range(rows) if 0 <= r * stride - padding + row < h]
         if not met:
