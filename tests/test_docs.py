@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
@@ -114,6 +116,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for index in range(count):
                 pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
                 Image.fromarray(pixels).save(target / f"{index}.png")
+    weights = torchvision.models.MobileNet_V3_Small_Weights.DEFAULT
+    cache = folder / "torch" / "hub" / "checkpoints" / Path(weights.url).name
+    cache.parent.mkdir(parents=True)
+    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), cache)
     done = run_command(folder, "train", *shortened(["model=vgg16"]), f"hydra.run.dir={FOLDER}")
     assert done.returncode == 0, done.stderr
     return folder
@@ -137,8 +143,9 @@ def shortened(arguments: list[str], target: str = "train") -> list[str]:
 
 @pytest.mark.parametrize(("page", "command"), RUN)
 def test_a_command_in_the_docs_does_what_it_is_there_for(
-    place: Path, page: str, command: str
+    place: Path, page: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(place / "torch"))
     _, target, *variables = shlex.split(command, comments=True)
     arguments = shlex.split(variables[0].removeprefix("ARGS=")) if variables else []
     module = "train" if target == "demo" else target

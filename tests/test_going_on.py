@@ -25,7 +25,7 @@ from litvision.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from litvision.callbacks.save_on_signal import SaveOnSignal
 from litvision.classifier import NonFiniteLossError
 from litvision.errors import Interrupted, UserError
-from litvision.preflight import other_pictures
+from litvision.resume import other_pictures
 
 # 30 pictures to train on: 4 steps an epoch.
 OPTIONS = [

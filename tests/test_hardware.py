@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 
 from litvision import hardware
 
@@ -95,27 +94,3 @@ def test_channels_last_on_x86_processors(
     assert not asked()
     monkeypatch.setattr(hardware, "runs_bf16", lambda device: True)
     assert hardware.prefers_channels_last("cpu") is True
-
-
-class Flattens(nn.Module):
-    """Takes maps apart by `view`, as many networks do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        maps: torch.Tensor = self.conv(x)
-        return maps.view(len(x), -1)
-
-
-def test_a_network_that_flattens_by_view_does_not_take_channels_last() -> None:
-    card = {"mean": [0.5, 0.5, 0.5], "image_size": [8, 8]}
-    network, volumes = Flattens(), nn.Conv3d(1, 1, 1)
-    state = torch.get_rng_state()
-    assert not hardware.takes_channels_last(network, card)
-    assert hardware.takes_channels_last(nn.Sequential(network.conv, nn.Flatten()), card)
-    assert not hardware.takes_channels_last(volumes, card)
-    assert hardware.takes_channels_last(network, {})  # nothing to try it on
-    assert network.conv.weight.is_contiguous()
-    assert torch.equal(torch.get_rng_state(), state)

@@ -17,7 +17,7 @@ from litvision.assemble import Run as Assembled
 from litvision.assemble import assemble
 from litvision.classifier import NonFiniteLossError
 from litvision.errors import UserError
-from litvision.preflight import try_one_picture
+from litvision.trials import try_one_picture
 
 QUIET = ("logger=none", "callbacks.progress_bar=null", "test=false")
 

@@ -65,6 +65,13 @@ def test_what_is_no_network_is_not_trusted(target: str, partial: bool, tmp_path:
             checkpoints.rebuild(content(**place), "a.ckpt", trust=["tiny.*"])
 
 
+@pytest.mark.parametrize("name", ["fcn_resnet50", "get_weight", {"_target_": "os.getcwd"}, None])
+def test_a_name_that_is_no_network_is_not_trusted(name: Any) -> None:
+    network = {"_target_": "torchvision.models.get_model", "name": name}
+    with pytest.raises(UserError, match="which is not trusted"):
+        checkpoints.rebuild(content(network=network), "a.ckpt")
+
+
 def test_a_set_of_weights_of_a_strangers_fetches_nothing(tmp_path: Path) -> None:
     """torchvision's own loader would take any address, and unpickle what comes."""
     save(tmp_path / "evil.pth", {"a": Calls(Path.touch, tmp_path / "ran")})
@@ -193,7 +200,7 @@ def test_a_file_that_unpacks_to_more_than_itself_is_refused(tmp_path: Path) -> N
         checkpoints.read(bomb)
 
 
-@pytest.mark.parametrize("package", ["torchvision", "timm"])
+@pytest.mark.parametrize("package", ["torchvision", "torchvision by name", "timm"])
 def test_trained_weights_are_not_fetched_where_the_file_brings_them(
     package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,10 +210,12 @@ def test_trained_weights_are_not_fetched_where_the_file_brings_them(
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", fetch)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
     network: dict[str, Any]
-    if package == "torchvision":
+    if package != "timm":
         import torchvision
 
         network = {"_target_": "torchvision.models.mobilenet_v3_small", "num_classes": 3}
+        if package == "torchvision by name":
+            network |= {"_target_": "torchvision.models.get_model", "name": "MobileNet_V3_small"}
         built = torchvision.models.mobilenet_v3_small(num_classes=3)
         network |= {"weights": "IMAGENET1K_V1", "pretrained": True}
         by_place = network | {"_args_": ["IMAGENET1K_V1"]}

@@ -37,13 +37,11 @@ from litvision.preflight import (
     check_shared,
     check_strategy,
     parts,
-    same_run,
-    try_network,
-    try_one_picture,
     try_optimizer,
-    which_pictures,
 )
+from litvision.resume import same_run, which_pictures
 from litvision.scaling import check_scaled, scale_learning_rate
+from litvision.trials import try_network, try_one_picture
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +133,9 @@ def assemble(cfg: DictConfig) -> Run:
     if resumed is not None:  # whose weights are all there
         classifier.card["loaded"] = resumed["litvision"].get("loaded", [])
     elif cfg.init_from is not None:
-        initialized = initialize(classifier.network, cfg.init_from)
+        initialized = initialize(
+            classifier.network, cfg.init_from, resolved["model"].get("network")
+        )
         classifier.card["loaded"] = initialized.loaded
     if trainer.is_global_zero:
         folder = Path(cfg.run_dir)

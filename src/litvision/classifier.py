@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from litvision import hardware
 from litvision.batches import Batch
 from litvision.errors import UserError
 from litvision.optimizers import lay_out_momenta, spare_copies
 from litvision.position import ends_here
+from litvision.trials import picks_channels_last
 
 METRICS = tuple(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "acc"))
 
@@ -100,7 +100,7 @@ class ImageClassifier(L.LightningModule):
         wanted = self.channels_last
         if wanted == "auto":
             device = self.trainer.strategy.root_device.type
-            wanted = hardware.picks_channels_last(device, self.network, self.card)
+            wanted = picks_channels_last(device, self.network, self.card)
         self.memory_layout = torch.channels_last if wanted else torch.contiguous_format
         self.network.to(memory_format=self.memory_layout)
         if stage == "fit" and self.compile_network:

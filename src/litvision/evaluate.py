@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> float:
     """Rebuild the classifier of `cfg.checkpoint`, test it, print a table, return the accuracy."""
     with quick_imports():
-        from litvision import assemble, checkpoints, messages, preflight, records, tta
+        from litvision import assemble, checkpoints, messages, preflight, records, resume, tta
         from litvision.callbacks.figures import Figures
         from litvision.callbacks.progress import progress
         from litvision.trust import TRUSTED, trusted_data
@@ -63,9 +63,9 @@ def main(cfg: DictConfig) -> float:
     datamodule.test_split = cfg.split
     datamodule.prepare_data()
     datamodule.setup()
-    then, now = card.get("pictures"), preflight.which_pictures(datamodule)
+    then, now = card.get("pictures"), resume.which_pictures(datamodule)
     set_aside = datamodule.subsets["val"].images is datamodule.subsets["train"].images
-    if cfg.split != "test" and then and set_aside and (how := preflight.other_pictures(then, now)):
+    if cfg.split != "test" and then and set_aside and (how := resume.other_pictures(then, now)):
         log.warning(
             f"The pictures are not those of the training, {how}: others are set aside for "
             "validation, and some of these may have been trained on."

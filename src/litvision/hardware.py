@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import os
 import sys
@@ -11,10 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 
 def accelerator(requested: str) -> str:
@@ -76,37 +73,6 @@ def prefers_channels_last(device: str) -> bool:
         device: "cuda", "mps" or "cpu".
     """
     return runs_bf16(device) or (device == "cpu" and has_avx2())
-
-
-def picks_channels_last(device: str, network: nn.Module, card: dict[str, Any]) -> bool:
-    """Say whether a network is to run with channels last on a device: faster there, and taken."""
-    return prefers_channels_last(device) and takes_channels_last(network, card)
-
-
-def takes_channels_last(network: nn.Module, card: dict[str, Any]) -> bool:
-    """Say whether a network runs with channels last: one that flattens maps by `view` does not.
-
-    Tried on two black pictures, with a copy of the network.
-
-    Args:
-        network: on any device.
-        card: of its checkpoint, for the pictures' shape; without one it is believed to, as is a
-            network that cannot be copied.
-    """
-    if not {"mean", "image_size"} <= card.keys():
-        return True
-    pictures = torch.zeros(2, len(card["mean"]), *card["image_size"])
-    try:
-        trial = copy.deepcopy(network).cpu().eval()
-    except (RuntimeError, TypeError):  # torch's old weight_norm, say, cannot be copied
-        return True
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            trial.to(memory_format=torch.channels_last)
-            trial(pictures.contiguous(memory_format=torch.channels_last))
-    except RuntimeError:
-        return False
-    return True
 
 
 def keep_freed_memory() -> bool:

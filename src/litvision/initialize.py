@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ from torch import Tensor, nn
 
 from litvision import checkpoints, records
 from litvision.errors import UserError
+from litvision.networks import zoo
 
 IMAGENET = "imagenet"
-# Networks of this project whose tensors have the names of torchvision's.
-TORCHVISION = {"ResNet18": "resnet18", "VGG16": "vgg16_bn"}
 
 
 @dataclass
@@ -40,7 +40,9 @@ class Initialization:
         records.write_text(Path(folder, "initialized.json"), text)
 
 
-def initialize(network: nn.Module, init_from: str) -> Initialization:
+def initialize(
+    network: nn.Module, init_from: str, built_by: Mapping[str, Any] | None = None
+) -> Initialization:
     """Copy into `network` whatever fits of trained weights, but not the last layer.
 
     The last layer is the last module with parameters of its own; it stays as it was initialised,
@@ -50,12 +52,13 @@ def initialize(network: nn.Module, init_from: str) -> Initialization:
     Args:
         network: changed in place.
         init_from: a checkpoint of this project; a run's folder, for the best one in it; or
-            "imagenet", for the weights that torchvision trained on ImageNet.
+            "imagenet", for the weights that torchvision or timm has for this network.
+        built_by: the network's config, which says whose network it is.
 
     Raises:
         UserError: they cannot be read or downloaded, are another network's, or none fits.
     """
-    source, theirs = _read(network, init_from)
+    source, theirs = _read(network, init_from, built_by or {})
     head = last_layer(network)
     ours = network.state_dict()
     body = [name for name in ours if not name.startswith(f"{head}.")]
@@ -96,9 +99,11 @@ def last_layer(network: nn.Module) -> str:
     return names[-1]
 
 
-def _read(network: nn.Module, init_from: str) -> tuple[str, dict[str, Tensor]]:
+def _read(
+    network: nn.Module, init_from: str, built_by: Mapping[str, Any]
+) -> tuple[str, dict[str, Tensor]]:
     if init_from == IMAGENET:
-        return _imagenet(network)
+        return zoo.trained(network, built_by)
     path = checkpoints.find(init_from)
     content: dict[str, Any] = checkpoints.read(path, "init_from")
     prefix = "network."
@@ -106,25 +111,3 @@ def _read(network: nn.Module, init_from: str) -> tuple[str, dict[str, Tensor]]:
     return str(path), {
         name.removeprefix(prefix): tensor for name, tensor in tensors if name.startswith(prefix)
     }
-
-
-def _imagenet(network: nn.Module) -> tuple[str, dict[str, Tensor]]:
-    """Return torchvision's weights of the same architecture, downloaded once into torch's cache."""
-    import torchvision
-
-    name = TORCHVISION.get(type(network).__name__)
-    if name is None:
-        raise UserError(
-            f"init_from=imagenet has weights for {' and '.join(TORCHVISION)}, not for "
-            f"{type(network).__name__}: give a checkpoint."
-        )
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
-        raise UserError(
-            f"init_from=imagenet: {weights.url} could not be downloaded "
-            f"({' '.join(str(error).split())}). Put that file at {file}, or give a checkpoint."
-        ) from error
-    return f"torchvision's {name} ({weights})", dict(state)

@@ -17,6 +17,7 @@ from litvision.classifier import ImageClassifier
 from litvision.errors import UserError, first_line
 from litvision.sources.decode import decode, fit, with_channels
 from litvision.transforms import normalize
+from litvision.trials import picks_channels_last
 from litvision.tta import Tta, average
 
 
@@ -79,9 +80,7 @@ class Predictor:
         self.image_size = (int(height), int(width))
         # Precision and layout of training and evaluation on this device.
         self.bf16 = hardware.precision(self.device.type) == "bf16-mixed"
-        channels_last = hardware.picks_channels_last(
-            self.device.type, classifier.network, self.card
-        )
+        channels_last = picks_channels_last(self.device.type, classifier.network, self.card)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network = classifier.network.eval().to(self.device).to(memory_format=layout)
         self._layout = layout

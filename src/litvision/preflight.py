@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
 import lightning as L
@@ -14,15 +15,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pydantic import Field
-from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from litvision.classifier import METRICS, ImageClassifier
+from litvision.classifier import METRICS
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError, first_line
+from litvision.networks.zoo import check_name
 from litvision.optimizers import several_rates
 from litvision.position import batches_per_epoch
-from litvision.records import at, flat
 from litvision.validation import check, check_keys, check_value
 
 # The config of a clone is its owner's own code and may name any target. A config that came inside
@@ -86,6 +86,7 @@ def check_before_reading(cfg: DictConfig) -> None:
     with open_dict(trial):  # what the data will tell
         trial.num_classes, trial.image_size, trial.total_steps = 2, [32, 32], 1000
     check(trial)
+    check_name(OmegaConf.select(trial, "model.network") or {})
     accumulated = trial.trainer.get("accumulate_grad_batches", 1)
     for key, annotation in TRAINER.items():
         if key in trial.trainer:
@@ -177,74 +178,6 @@ def check_strategy(strategy: Strategy, cfg: DictConfig) -> None:
         )
 
 
-# What a run's weights depend on from its start to its end.
-BOUND = {"ema", "finetuning", "pruning", "sparsity_2_4", "warmup", "whitening"}
-FROM_THE_START = {"finetuning", "whitening"}
-
-
-def which_pictures(datamodule: ImageDataModule) -> dict[str, Any]:
-    """Return how many pictures are there to train on, "train", and to validate, "val".
-
-    And under "files" what they are called, as a fingerprint, where they come from files.
-    """
-    numbers = {name: len(datamodule.subsets[name]) for name in ("train", "val")}
-    return {**numbers, "files": datamodule.subsets["train"].images.fingerprint}
-
-
-def other_pictures(then: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """Say in what pictures differ from those of a run, as `which_pictures` gives both; or None."""
-    if any(then[name] != now[name] for name in ("train", "val")):
-        sizes = [f"{n['train']:,} to train on and {n['val']:,} to validate" for n in (then, now)]
-        return f"{sizes[0]} then and {sizes[1]} now"
-    return "files of other names" if then.get("files", now["files"]) != now["files"] else None
-
-
-def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataModule) -> None:
-    """Refuse to resume with options that the checkpoint's state would silently override or break.
-
-    Args:
-        before: what the checkpoint says about itself.
-        now: the resolved config, a plain dict.
-        datamodule: of the run that goes on.
-    """
-    if list(datamodule.classes) != before["classes"]:
-        raise UserError(
-            f"resume: the checkpoint was trained on the classes {', '.join(before['classes'])}, "
-            f"and the data now have {', '.join(datamodule.classes)}: give the same as then."
-        )
-    pictures, before = before.get("pictures"), before["config"]  # none in an older file
-    old, new = ({k for k, v in (c.get("callbacks") or {}).items() if v} for c in (before, now))
-    for name in sorted((old & BOUND) - new):
-        raise UserError(
-            f"resume: the checkpoint was trained with callbacks.{name}, and this command "
-            "leaves it out: give the same callbacks as then."
-        )
-    for name in sorted((new & FROM_THE_START) - old):
-        raise UserError(
-            f"resume: the checkpoint was trained without callbacks.{name}, which is for a whole "
-            "run: leave it out, or begin a run with init_from=<this one's folder>."
-        )
-    free = {"root", "url", "cache_dir", "on_error", "num_workers", "decode_workers"}
-    free |= {"eval_batch_size", "compile", "channels_last", "splits"}
-    compared = ["model", "data", "optimizer", "scheduler", "monitor", "mode"]
-    if "sparsity_2_4" in old:
-        compared += [f"callbacks.sparsity_2_4.{k}" for k in ("exclude", "except_first_and_last")]
-    for part in compared:
-        was, says = flat(at(before, part), part), flat(at(now, part), part)
-        for key in sorted(was.keys() | says.keys()):
-            if was.get(key) != says.get(key) and key.rpartition(".")[2] not in free:
-                raise UserError(
-                    f"resume: the checkpoint was trained with {key}={was.get(key)}, and this "
-                    f"command says {says.get(key)}: give the same options as then."
-                )
-    if pictures is not None and (how := other_pictures(pictures, which_pictures(datamodule))):
-        raise UserError(
-            f"resume: the pictures have changed, {how}, and others "
-            "would be set aside for validation. Bring them back, or begin a run with "
-            "init_from=<this one's folder>."
-        )
-
-
 def check_monitor(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModule) -> None:
     """Refuse to watch a metric of validation where nothing is validated.
 
@@ -275,90 +208,6 @@ def check_monitor(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModu
         )
 
 
-def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> None:
-    """Send black pictures of each size through the network: it knows which it takes.
-
-    Raises:
-        UserError: the network refuses the size, or gives another number of logits than classes.
-    """
-    network = _copy(classifier.network)
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    for size in dict.fromkeys((datamodule.window(0), datamodule.image_size)):  # often the same
-        picture = torch.zeros(1, _channels(datamodule), *size)
-        try:
-            with torch.no_grad():
-                logits = network(picture)
-        except (ValueError, RuntimeError) as error:
-            cut = "" if size == datamodule.image_size else f"data.crop={datamodule.crop}: "
-            text = " ".join(str(error).split())
-            if f"expected input{list(picture.shape)} to have" in text:  # the first layer
-                text += f": give model.network.in_channels={picture.shape[1]} if it has that"
-            raise UserError(
-                f"{cut}model.network refuses a picture of shape {list(picture.shape)}: {text}"
-            ) from error
-    for module, training in modes.items():
-        module.training = training
-    if logits.shape != (1, len(datamodule.classes)):
-        raise UserError(
-            f"model.network gives {list(logits.shape)} for one picture, not logits of shape "
-            f"[1, {len(datamodule.classes)}]: let it have ${{num_classes}} classes."
-        )
-    classifier.example_input_array = picture  # for the model summary
-
-
-def try_one_picture(classifier: ImageClassifier, datamodule: ImageDataModule) -> None:
-    """Where an epoch ends with a batch of one picture, see that the network can train on it.
-
-    Batch normalisation of a layer of one pixel cannot: one number has no variance.
-
-    Raises:
-        UserError: it cannot.
-    """
-    trainer: Any = datamodule.trainer
-    steps, allowed = datamodule.steps_per_epoch, trainer.limit_train_batches
-    cut = (allowed if isinstance(allowed, int) else int(steps * allowed)) < steps
-
-    def fewest(batch_size: int) -> int:
-        whole = batch_size // trainer.world_size
-        return whole if cut else datamodule.fewest(batch_size)
-
-    size, batch = len(datamodule.subsets["train"]), datamodule.batch_size
-    if fewest(batch) > 1:
-        return
-    picture = torch.zeros(1, _channels(datamodule), *datamodule.window(0))
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            _copy(classifier.network)(picture)
-    except ValueError as error:
-        sizes = (*range(batch + 1, size + 1), *range(batch - 1, 1, -1))
-        fitting = next((n for n in sizes if fewest(n) > 1), None)
-        raise UserError(
-            f"data.batch_size={batch} and {size:,} pictures make a batch of one, which the network "
-            f"cannot be trained on ({first_line(error).rstrip('.')}): give "
-            + (f"data.batch_size={fitting}, or " if fitting else "more pictures, or ")
-            + "model.network.norm=layer where the network has it."
-        ) from error
-
-
-def _channels(datamodule: ImageDataModule) -> int:
-    return datamodule.subsets["train"].images.pixels.shape[3]
-
-
-def _copy(network: torch.nn.Module) -> torch.nn.Module:
-    """Return a network to try: what it keeps of a picture, and its modes, stay out of the real one.
-
-    One whose weights get their shapes from the first picture is itself the one to be tried, and so
-    is one that cannot be copied, as with torch's old `weight_norm`.
-    """
-    if any(isinstance(p, UninitializedParameter) for p in network.parameters()):
-        return network
-    try:
-        return copy.deepcopy(network)
-    except (RuntimeError, TypeError):
-        return network
-
-
 def build(node: DictConfig | None, trust: Any = ANY, **more: Any) -> Any:
     """Instantiate a node; what it takes as lists and dicts are plain ones, not OmegaConf's.
 
@@ -382,3 +231,11 @@ def parts(name: str) -> Iterator[None]:
         yield
     except (ValueError, MisconfigurationException) as error:
         raise UserError(f"{name}: {' '.join(str(error).split())}") from error
+    except TypeError as error:
+        # Of an option that it does not have, a package's function tells only when it is called. A
+        # mistake in somebody's own code keeps its traceback.
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        own = "site-packages" not in Path(frame.f_code.co_filename).parts
+        if own or "unexpected keyword argument" not in str(error):
+            raise
+        raise UserError(f"{name}: {first_line(error)}: leave that option out.") from error

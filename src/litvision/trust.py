@@ -18,6 +18,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from litvision import hardware
 from litvision.errors import UserError
+from litvision.networks.zoo import CREATE_MODEL, GET_MODEL
 
 # Whose networks a checkpoint's config may name: classes only, since functions and methods of these
 # packages can download, write files and import. A file never extends this; a person may.
@@ -53,7 +54,7 @@ def trusted_model(model: Any, trust: Iterable[str], path: str | Path) -> dict[st
     def allowed(target: str, node: dict[str, Any]) -> bool:
         if node is model and _is_class(target, ImageClassifier, ("litvision.classifier",)):
             return True
-        builder = target in _builders() and "_args_" not in node
+        builder = _builder(node) in _builders() and "_args_" not in node
         return builder or _is_class(target, nn.Module, NETWORKS)
 
     _refuse_untrusted(model, allowed, trust, path)
@@ -147,6 +148,13 @@ def _builders() -> frozenset[str]:
     return frozenset(f"torchvision.models.{name}" for name in names)
 
 
+def _builder(node: dict[str, Any]) -> str:
+    """Return the name of the function that a node calls, by torchvision's registry if it asks."""
+    target = str(node.get("_target_"))
+    name = str(node.get("name")).lower()
+    return f"torchvision.models.{name}" if target == GET_MODEL else target
+
+
 def _without_downloads(config: Any) -> Any:
     """Return a config whose networks do not fetch trained weights: the file brings its own."""
     if isinstance(config, list):
@@ -154,11 +162,10 @@ def _without_downloads(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     kept = {key: _without_downloads(value) for key, value in config.items()}
-    target = kept.get("_target_")
-    if target in _builders():
+    if _builder(kept) in _builders():
         kept.pop("pretrained", None)  # what torchvision's `weights` was called
         kept["weights"] = None
-    if target == "timm.create_model":
+    if kept.get("_target_") == CREATE_MODEL:
         kept["pretrained"] = False
     return kept
 

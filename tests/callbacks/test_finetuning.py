@@ -289,7 +289,10 @@ def test_a_download_that_fails_says_where_the_file_belongs(
             ["callbacks=finetuning"],
             r"callbacks\.finetuning freezes what init_from has loaded: give",
         ),
-        (["init_from=imagenet"], r"init_from=imagenet has weights for ResNet18 and VGG16, not for"),
+        (
+            ["init_from=imagenet"],
+            r"for ResNet18, VGG16 and the networks of torchvision and timm, not for TinyNet: give",
+        ),
         (["init_from=nowhere.ckpt"], r"There is no checkpoint at nowhere\.ckpt: give init_from="),
         (["init_from=3"], r"init_from=3 does not fit: it takes a string or null"),
     ],

@@ -1,8 +1,9 @@
-"""What is tried before a run leaves the network as it was."""
+"""A network is tried before a run, and is left as it was."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from litvision.callbacks.figures import Figures
 from litvision.errors import UserError
 from litvision.networks.normalization import Norm
 from litvision.sources.decode import with_channels
+from litvision.trials import takes_channels_last
 from tiny import TinyNet
 
 
@@ -61,6 +63,43 @@ class Lazy(nn.Module):
         return self.fc(self.norm(self.conv(images)).relu().flatten(1))
 
 
+class Flattens(nn.Module):
+    """Takes maps apart by `view`, as many networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.conv(x)
+        return maps.view(len(x), -1)
+
+
+class MoreThanLogits(TinyNet):
+    """Has a second output while it trains, as networks with auxiliary classifiers do."""
+
+    def forward(self, images: Tensor) -> Any:
+        logits = super().forward(images)
+        return (logits, logits) if self.training else logits
+
+
+class Asserts(TinyNet):
+    """Takes pictures of one size, which it asserts, as torchvision's transformers do."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        torch._assert(images.shape[2] == 224, "Wrong image height!")
+        return super().forward(images)
+
+
+class OfBatches(TinyNet):
+    """Cannot be trained on two pictures."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and len(images) < 3:
+            raise ValueError("more pictures, please")
+        return super().forward(images)
+
+
 class Grey:
     """Grey pictures, brighter from class to class."""
 
@@ -79,9 +118,9 @@ OPTIONS = ["callbacks.progress_bar=null", "callbacks.provenance=null", "data.bat
 OPTIONS += ["logger=none", "trainer.max_epochs=2", "trainer.accelerator=cpu"]
 
 
-@pytest.mark.parametrize("name", ["FrozenStatistics", "Remembers", "Lazy", "Uncopied"])
+@pytest.mark.parametrize("name", ["FrozenStatistics", "Remembers", "Lazy", "Uncopied", "OfBatches"])
 def test_a_network_is_left_as_it_was_built(compose_train: Compose, name: str) -> None:
-    run = assemble(compose_train(*OPTIONS, f"model.network._target_=test_preflight.{name}"))
+    run = assemble(compose_train(*OPTIONS, f"model.network._target_=test_trials.{name}"))
     network = run.classifier.network
     assert network.training
     if name == "FrozenStatistics":
@@ -94,8 +133,42 @@ def test_a_network_is_left_as_it_was_built(compose_train: Compose, name: str) ->
     assert bool(moved) == (name != "FrozenStatistics")
 
 
+def test_a_network_that_flattens_by_view_does_not_take_channels_last() -> None:
+    card = {"mean": [0.5, 0.5, 0.5], "image_size": [8, 8]}
+    network, volumes = Flattens(), nn.Conv3d(1, 1, 1)
+    state = torch.get_rng_state()
+    assert not takes_channels_last(network, card)
+    assert takes_channels_last(nn.Sequential(network.conv, nn.Flatten()), card)
+    assert not takes_channels_last(volumes, card)
+    assert takes_channels_last(network, {})  # nothing to try it on
+    assert network.conv.weight.is_contiguous()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "MoreThanLogits",
+            "model.network gives tuple while it trains, not a tensor of logits: leave its other "
+            "outputs out, by +model.network.aux_logits=false where it has that.",
+        ),
+        (
+            "Asserts",
+            "model.network refuses a picture of shape [1, 3, 32, 32]: Wrong image height!",
+        ),
+    ],
+)
+def test_what_a_network_does_not_take_or_give_is_said_in_one_line(
+    compose_train: Compose, name: str, message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        assemble(compose_train(*OPTIONS, f"model.network._target_=test_trials.{name}"))
+    assert str(caught.value) == message
+
+
 GREY = [
-    *("data=shapes", "data.source._target_=test_preflight.Grey", "~data.train_size"),
+    *("data=shapes", "data.source._target_=test_trials.Grey", "~data.train_size"),
     *("~data.test_size", "~data.image_size", "data.seed=0"),
     *("model.network._target_=tiny.TinyNet", "trainer.precision=32-true"),
 ]
@@ -139,9 +212,9 @@ def test_colours_are_as_bright_as_pillow_says() -> None:
 def test_a_network_with_shapes_from_its_first_picture_is_built_again(
     compose_train: Compose, tmp_path: Path
 ) -> None:
-    run = assemble(compose_train(*OPTIONS, "model.network._target_=test_preflight.Lazy"))
+    run = assemble(compose_train(*OPTIONS, "model.network._target_=test_trials.Lazy"))
     run.trainer.fit(run.classifier, run.datamodule)
-    classify = litvision.load(tmp_path / "run", trust="test_preflight.*", device="cpu")
+    classify = litvision.load(tmp_path / "run", trust="test_trials.*", device="cpu")
     saved = torch.load(str(run.checkpoint), weights_only=True)["state_dict"]
     found = classify.network.state_dict(prefix="network.")
     assert all(torch.equal(value, saved[name]) for name, value in found.items())

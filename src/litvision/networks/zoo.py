@@ -1,0 +1,121 @@
+"""Networks that torchvision and timm build by name, and the weights that they offer for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from litvision.configs import nearest
+from litvision.errors import UserError, first_line
+
+GET_MODEL, CREATE_MODEL = "torchvision.models.get_model", "timm.create_model"
+# Networks of this project whose tensors have the names of torchvision's.
+SAME_NAMES = {"ResNet18": "resnet18", "VGG16": "vgg16_bn"}
+# Further outputs of googlenet and inception_v3, without which a network may be built.
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+
+def check_name(node: Mapping[str, Any]) -> None:
+    """Refuse a name that torchvision or timm does not know.
+
+    Args:
+        node: a config with a `_target_`, those of other packages too, of which nothing is checked.
+
+    Raises:
+        UserError: it does not; the message names what is nearest.
+    """
+    target = node.get("_target_")
+    if target == GET_MODEL:
+        import torchvision
+
+        names = torchvision.models.list_models(module=torchvision.models)
+        _check("name", node["name"], names, "torchvision", str(node["name"]).lower() in names)
+    elif target == CREATE_MODEL:
+        import timm
+
+        name = str(node["model_name"])
+        elsewhere = ":" in name  # hf-hub:… and local-dir:…
+        _check("model_name", name, timm.list_models(), "timm", elsewhere or timm.is_model(name))
+
+
+def _check(option: str, name: str, names: list[str], package: str, known: bool) -> None:
+    if not known:
+        near = nearest(name, names) or names[:3]
+        raise UserError(
+            f"model.network.{option}={name}: {package} has no network of that name that "
+            f"classifies. Nearest: {', '.join(near)}."
+        )
+
+
+def trained(network: nn.Module, node: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
+    """Return weights of the same architecture, trained on ImageNet's classes.
+
+    They are downloaded once, into the cache of torch or of Hugging Face.
+
+    Args:
+        network: one of torchvision or timm, or one of this project with the same tensors.
+        node: the config that it was built by.
+
+    Returns:
+        What they are, in words; and the state dict, in torchvision's and timm's names.
+
+    Raises:
+        UserError: there are none, or they cannot be downloaded.
+    """
+    target = str(node.get("_target_", ""))
+    if target == CREATE_MODEL:
+        return _from_timm(node)
+    name = str(node["name"]).lower() if target == GET_MODEL else target.rpartition(".")[2]
+    if not target.startswith("torchvision.models."):
+        own = SAME_NAMES.get(type(network).__name__)
+        if own is None:
+            raise UserError(
+                f"init_from=imagenet has weights for {', '.join(SAME_NAMES)} and the networks of "
+                f"torchvision and timm, not for {type(network).__name__}: give a checkpoint, or "
+                "choose one of those, such as model=torchvision."
+            )
+        name = own
+    return _from_torchvision(name, network)
+
+
+def _from_torchvision(name: str, network: nn.Module) -> tuple[str, dict[str, Tensor]]:
+    import torchvision
+
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+        raise UserError(
+            f"init_from=imagenet: {weights.url} could not be downloaded "
+            f"({' '.join(str(error).split())}). Put that file at {file}, or give a checkpoint."
+        ) from error
+    ours = network.state_dict()
+    if not any(key.startswith(AUXILIARY) for key in ours):
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(AUXILIARY)}
+    return f"torchvision's {name} ({weights})", dict(state)
+
+
+def _from_timm(node: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
+    import timm
+
+    create: Callable[..., nn.Module] = timm.create_model
+    left_out = ("num_classes", "pretrained")
+    options = {k: v for k, v in node.items() if not k.startswith("_") and k not in left_out}
+    try:
+        with torch.random.fork_rng(devices=[]):  # the run's own initial weights are drawn already
+            theirs = create(**options, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        name = options["model_name"]
+        raise UserError(
+            f"init_from=imagenet: timm's weights of {name} could not be had "
+            f"({first_line(error).rstrip('.')}). Give another name, a file of weights as "
+            "+model.network.pretrained_cfg_overlay.file=<path>, or a checkpoint."
+        ) from error
+    about: Any = theirs.pretrained_cfg
+    tag = f".{about['tag']}" if about.get("tag") else ""
+    return f"timm's {about['architecture']}{tag}", theirs.state_dict()

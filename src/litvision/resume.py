@@ -1,0 +1,76 @@
+"""Whether a run that goes on is still the run that it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litvision.datamodule import ImageDataModule
+from litvision.errors import UserError
+from litvision.records import at, flat
+
+# What a run's weights depend on from its start to its end.
+BOUND = {"ema", "finetuning", "pruning", "sparsity_2_4", "warmup", "whitening"}
+FROM_THE_START = {"finetuning", "whitening"}
+
+
+def which_pictures(datamodule: ImageDataModule) -> dict[str, Any]:
+    """Return how many pictures are there to train on, "train", and to validate, "val".
+
+    And under "files" what they are called, as a fingerprint, where they come from files.
+    """
+    numbers = {name: len(datamodule.subsets[name]) for name in ("train", "val")}
+    return {**numbers, "files": datamodule.subsets["train"].images.fingerprint}
+
+
+def other_pictures(then: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Say in what pictures differ from those of a run, as `which_pictures` gives both; or None."""
+    if any(then[name] != now[name] for name in ("train", "val")):
+        sizes = [f"{n['train']:,} to train on and {n['val']:,} to validate" for n in (then, now)]
+        return f"{sizes[0]} then and {sizes[1]} now"
+    return "files of other names" if then.get("files", now["files"]) != now["files"] else None
+
+
+def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataModule) -> None:
+    """Refuse to resume with options that the checkpoint's state would silently override or break.
+
+    Args:
+        before: what the checkpoint says about itself.
+        now: the resolved config, a plain dict.
+        datamodule: of the run that goes on.
+    """
+    if list(datamodule.classes) != before["classes"]:
+        raise UserError(
+            f"resume: the checkpoint was trained on the classes {', '.join(before['classes'])}, "
+            f"and the data now have {', '.join(datamodule.classes)}: give the same as then."
+        )
+    pictures, before = before.get("pictures"), before["config"]  # none in an older file
+    old, new = ({k for k, v in (c.get("callbacks") or {}).items() if v} for c in (before, now))
+    for name in sorted((old & BOUND) - new):
+        raise UserError(
+            f"resume: the checkpoint was trained with callbacks.{name}, and this command "
+            "leaves it out: give the same callbacks as then."
+        )
+    for name in sorted((new & FROM_THE_START) - old):
+        raise UserError(
+            f"resume: the checkpoint was trained without callbacks.{name}, which is for a whole "
+            "run: leave it out, or begin a run with init_from=<this one's folder>."
+        )
+    free = {"root", "url", "cache_dir", "on_error", "num_workers", "decode_workers"}
+    free |= {"eval_batch_size", "compile", "channels_last", "splits"}
+    compared = ["model", "data", "optimizer", "scheduler", "monitor", "mode"]
+    if "sparsity_2_4" in old:
+        compared += [f"callbacks.sparsity_2_4.{k}" for k in ("exclude", "except_first_and_last")]
+    for part in compared:
+        was, says = flat(at(before, part), part), flat(at(now, part), part)
+        for key in sorted(was.keys() | says.keys()):
+            if was.get(key) != says.get(key) and key.rpartition(".")[2] not in free:
+                raise UserError(
+                    f"resume: the checkpoint was trained with {key}={was.get(key)}, and this "
+                    f"command says {says.get(key)}: give the same options as then."
+                )
+    if pictures is not None and (how := other_pictures(pictures, which_pictures(datamodule))):
+        raise UserError(
+            f"resume: the pictures have changed, {how}, and others "
+            "would be set aside for validation. Bring them back, or begin a run with "
+            "init_from=<this one's folder>."
+        )
