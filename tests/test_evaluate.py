@@ -200,6 +200,20 @@ def test_validation_pictures_that_may_have_been_trained_on_are_told(
     assert told not in " ".join(run("evaluate", *options, "split=test").stdout.split())
 
 
+def test_no_training_pictures_are_told_among_validation_pictures_of_their_own(
+    trained: Trained, run: Run, tmp_path: Path
+) -> None:
+    pictures = shutil.copytree(trained.pictures, tmp_path / "pictures")
+    shutil.copytree(pictures / "test", pictures / "val")
+    made = run("train", *TRAIN, f"data.root={pictures}", "trainer.max_epochs=1", "test=false")
+    assert made.returncode == 0, made.stderr
+    (folder,) = (tmp_path / "logs" / "default").iterdir()
+    for split in ("val", "train"):
+        done = run("evaluate", f"checkpoint={folder}", f"split={split}", *EVALUATE)
+        assert done.returncode == 0, done.stderr
+        assert "set aside" not in done.stdout
+
+
 def test_data_of_another_kind_need_the_classes_of_the_checkpoint(
     trained: Trained, run: Run, tmp_path: Path
 ) -> None:

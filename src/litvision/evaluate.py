@@ -64,7 +64,9 @@ def main(cfg: DictConfig) -> float:
     datamodule.prepare_data()
     datamodule.setup()
     then, now = card.get("pictures"), resume.which_pictures(datamodule)
-    set_aside = datamodule.subsets["val"].images is datamodule.subsets["train"].images
+    train, val = datamodule.subsets["train"], datamodule.subsets["val"]
+    # Where no training pictures were read, those of validation stand for them, with no rows.
+    set_aside = val.images is train.images and len(train) > 0
     if cfg.split != "test" and then and set_aside and (how := resume.other_pictures(then, now)):
         log.warning(
             f"The pictures are not those of the training, {how}: others are set aside for "
