@@ -4,14 +4,18 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from callbacks.test_sparsity import Small
 from conftest import Run, run_command, write_image_folder
 from litvision.classifier import ImageClassifier
-from litvision.evaluate import sparse_layers, table
+from litvision.errors import UserError
+from litvision.evaluate import data_config, sparse_layers, table
+from litvision.sources.image_folder import ImageFolder
 
 TRAIN = (
     "data=image_folder",
@@ -62,6 +66,8 @@ def test_a_checkpoint_alone_gives_the_test_result_of_its_run(
     found = evaluation(tmp_path)
     assert found["test/acc"] == trained.result["test/acc"] == 1.0
     assert found["test/loss"] == pytest.approx(trained.result["test/loss"], rel=1e-6)
+    named = {"checkpoint": str(moved), "split": "test", "tta": None}
+    assert {key: found[key] for key in named} == named
     assert [line.split()[0] for line in done.stdout.splitlines() if line] == [
         "pictures", "loss", "accuracy", "blue", "green", "red",
     ]  # fmt: skip
@@ -119,6 +125,82 @@ def test_a_class_that_came_later_is_not_taken_for_one_of_the_logits(
     assert done.returncode == 0, done.stderr
     assert evaluation(tmp_path)["test/acc"] == 1.0
     assert "left out the pictures of classes not in data.classes: amber" in done.stdout
+
+
+def test_what_is_typed_of_chosen_data_counts(trained: Trained, run: Run, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained.pictures, other, ignore=shutil.ignore_patterns(".litvision"))
+    data = ["data=image_folder", f"data.root={other}", "data.image_size=16"]
+    done = run("evaluate", f"checkpoint={trained.checkpoint}", *data, *EVALUATE)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (other / ".litvision").glob("*.npy")] == ["test-16px.npy"]
+
+
+def of_run(root: Path, **data: Any) -> dict[str, Any]:
+    """What a checkpoint says about itself, with these values of its data."""
+    config = {"root": str(root), "seed": 7, "val_fraction": 0.3, "limit_per_class": 5, **data}
+    return {
+        "classes": ["0", "${x}"],
+        "image_size": [24, 24],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "config": {"data": config},
+    }
+
+
+@pytest.mark.parametrize(
+    ("split", "set_aside"), [("test", [0, 0.1, None]), ("val", [7, 0.3, 5]), ("train", [7, 0.3, 5])]
+)
+def test_a_choice_takes_over_what_the_network_was_trained_with(
+    tmp_path: Path, split: str, set_aside: list[Any]
+) -> None:
+    keys = ("seed", "val_fraction", "limit_per_class")
+    chosen = {"_target_": "any", "root": str(tmp_path), "image_size": 32, "num_workers": None}
+    chosen |= {"eval_batch_size": None, "seed": 0, "val_fraction": 0.1, "limit_per_class": None}
+    node = data_config(OmegaConf.create(chosen), of_run(tmp_path), split)
+    found = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(found, dict)
+    assert [found[key] for key in keys] == set_aside
+    assert (found["image_size"], found["classes"]) == (24, ["0", "${x}"])
+    assert (found["mean"], found["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+def test_classes_may_be_given_as_numbers(tmp_path: Path) -> None:
+    given = OmegaConf.create({"classes": [0, 1]})
+    card = of_run(tmp_path, classes=None) | {"classes": ["0", "1"]}
+    assert data_config(given, card, "test").classes == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "read"),
+    [
+        ("val", {"test": ["test"], "val": ["val"], "train": ["train", "val"]}),
+        ("other", {"test": ["test"], "val": ["train"], "train": ["train"]}),
+    ],
+)
+def test_only_the_splits_that_are_needed_are_read(
+    tmp_path: Path, folder: str, read: dict[str, list[str]]
+) -> None:
+    (tmp_path / folder).mkdir()
+    card = of_run(tmp_path, splits=None)
+    null = OmegaConf.create({"root": None})
+    assert {split: data_config(null, card, split).splits for split in read} == read
+
+
+def test_own_data_are_said_to_lack_what_they_lack(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        data_config(OmegaConf.create({"crop": 8, "other": None}), of_run(tmp_path), "test")
+    assert str(raised.value) == (
+        "data.crop: the data that the checkpoint was trained on have no such option. They have: "
+        "root, seed, val_fraction, limit_per_class."
+    )
+    gone = tmp_path / "gone"
+    with pytest.raises(UserError) as raised:
+        data_config(OmegaConf.create({"root": None}), of_run(gone), "test")
+    assert str(raised.value) == (
+        f"The pictures that the classifier was trained on are not at {gone}: give "
+        "data.root=<where they are>, or data=<choice>."
+    )
 
 
 @pytest.mark.parametrize("split", ["val", "train"])
@@ -184,6 +266,21 @@ def test_nothing_is_imported_for_the_data_config_of_a_stranger(
     assert not (tmp_path / "ran").exists()
 
 
+class Source(ImageFolder):
+    """One of a person's own."""
+
+
+def test_a_source_of_ones_own_is_trusted_by_name(
+    trained: Trained, run: Run, tmp_path: Path
+) -> None:
+    content = torch.load(trained.checkpoint, weights_only=True)
+    content["litvision"]["config"]["data"]["source"]["_target_"] = "test_evaluate.Source"
+    torch.save(content, tmp_path / "own.ckpt")
+    done = run("evaluate", "checkpoint=own.ckpt", "trust=[tiny.*,test_evaluate.*]", *EVALUATE[1:])
+    assert done.returncode == 0, done.stderr
+    assert evaluation(tmp_path)["test/acc"] == trained.result["test/acc"]
+
+
 def test_validation_pictures_that_may_have_been_trained_on_are_told(
     trained: Trained, run: Run, tmp_path: Path
 ) -> None:
@@ -212,6 +309,17 @@ def test_no_training_pictures_are_told_among_validation_pictures_of_their_own(
         done = run("evaluate", f"checkpoint={folder}", f"split={split}", *EVALUATE)
         assert done.returncode == 0, done.stderr
         assert "set aside" not in done.stdout
+
+
+def test_a_file_that_does_not_say_which_pictures_it_was_trained_on(
+    trained: Trained, run: Run, tmp_path: Path
+) -> None:
+    content = torch.load(trained.checkpoint, weights_only=True)
+    del content["litvision"]["pictures"]
+    torch.save(content, tmp_path / "older.ckpt")
+    done = run("evaluate", "checkpoint=older.ckpt", "split=val", *EVALUATE)
+    assert done.returncode == 0, done.stderr
+    assert "set aside" not in done.stdout
 
 
 def test_data_of_another_kind_need_the_classes_of_the_checkpoint(
@@ -249,6 +357,20 @@ def test_what_is_no_checkpoint_gets_one_line(
     assert done.stderr.startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["split=dev"], "split='dev' does not fit: it takes one of train, val, test."),
+        (["sparse=true", "tta=flip"], "sparse=true tests the network as it is: leave tta out."),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(
+    trained: Trained, run: Run, options: list[str], message: str
+) -> None:
+    done = run("evaluate", f"checkpoint={trained.checkpoint}", *EVALUATE, *options)
+    assert (done.returncode, done.stderr) == (1, f"error: {message}\n")
+
+
 def test_nothing_to_test_is_one_line(trained: Trained, run: Run) -> None:
     none = "trainer.limit_test_batches=0"
     done = run("evaluate", f"checkpoint={trained.checkpoint}", *EVALUATE, none)
@@ -278,6 +400,11 @@ def test_table_counts_each_class() -> None:
         "",
         "cat         75.00%  3 of 4",
         "dog              -  0 of 0",
+    ]
+    wide = table(["cat", "hippopotamus"], {"test/loss": 0.5, "test/acc": 0.75}, matrix)
+    assert wide.splitlines()[-2:] == [
+        "cat             75.00%  3 of 4",
+        "hippopotamus         -  0 of 0",
     ]
 
 

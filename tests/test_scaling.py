@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ def rates(cfg: Any, *callbacks: L.Callback, resume: Path | None = None) -> list[
             "learning rate 0.04 = 0.01 x 512 / 128, after 5 epochs of warm-up",
         ),
         (
+            ["data.batch_size=1000"],
+            0.078125,
+            "learning rate 0.078125 = 0.01 x 1000 / 128, after 5 epochs of warm-up",
+        ),
+        (
             ["data.batch_size=64", "auto_scaled={lr: 0.1, batch_size: 32, warmup_epochs: 2}"],
             0.2,
             "learning rate 0.2 = 0.1 x 64 / 32, after 2 epochs of warm-up",
@@ -72,6 +78,11 @@ def rates(cfg: Any, *callbacks: L.Callback, resume: Path | None = None) -> list[
             0.08,
             "learning rate 0.08 = 0.01 x 1024 / 128",
         ),
+        (
+            ["callbacks=batch_size_finder", "callbacks.batch_size_finder.apply=false"],
+            0.00125,
+            "learning rate 0.00125 = 0.01 x 16 / 128",
+        ),
     ],
 )
 def test_the_rate_is_the_base_times_the_batch_over_the_bases_batch(
@@ -89,6 +100,13 @@ def test_a_number_stays_what_it_is(compose_train: Compose) -> None:
     assert cfg.optimizer.lr == 0.3
 
 
+def test_without_callbacks_the_warm_up_is_the_only_one(compose_train: Compose) -> None:
+    cfg = compose_train("optimizer.lr=auto_scaled", "data.batch_size=256")
+    cfg.callbacks = None
+    assert str(scale_learning_rate(cfg)).endswith("after 5 epochs of warm-up")
+    assert list(cfg.callbacks) == ["warmup"]
+
+
 def test_a_schedule_follows_the_scaled_rate(compose_train: Compose) -> None:
     cfg = compose_train("optimizer.lr=auto_scaled", "scheduler=one_cycle", "data.batch_size=256")
     scale_learning_rate(cfg)
@@ -99,6 +117,8 @@ def test_a_schedule_follows_the_scaled_rate(compose_train: Compose) -> None:
     ("overrides", "message"),
     [
         (["auto_scaled.lr=0"], r"auto_scaled\.lr=0 does not fit: it takes a number above 0\."),
+        (["auto_scaled.batch_size=0"], r"auto_scaled\.batch_size=0 does not fit: it takes an int"),
+        (["auto_scaled.warmup_epochs=-1"], r"auto_scaled\.warmup_epochs=-1 does not fit: it takes"),
         (["data.batch_size=big"], r"data\.batch_size='big' does not fit: it takes an integer"),
         (
             ["callbacks=batch_size_finder", "callbacks.batch_size_finder.apply=true"],
@@ -127,13 +147,41 @@ def test_the_rate_rises_linearly_from_the_base_to_the_scaled_rate(compose_train:
     assert found == pytest.approx(expected, rel=1e-9)
 
 
-def test_accumulated_batches_are_one_step_of_the_warm_up(compose_train: Compose) -> None:
-    scaled = "auto_scaled={lr: 0.01, batch_size: 4, warmup_epochs: 1}"
+@pytest.mark.parametrize("accumulated", [2, 3])  # of 4 batches: 2 and 2, or 3 and the last one
+def test_accumulated_batches_are_one_step_of_the_warm_up(
+    compose_train: Compose, accumulated: int
+) -> None:
+    scaled = f"auto_scaled={{lr: 0.01, batch_size: {2 * accumulated}, warmup_epochs: 1}}"
     options = ["optimizer.lr=auto_scaled", scaled, "data.batch_size=8"]
-    options += ["trainer.accumulate_grad_batches=2", "trainer.max_epochs=2"]
+    options += [f"trainer.accumulate_grad_batches={accumulated}", "trainer.max_epochs=2"]
     found = rates(compose_train(*options, *QUIET))
     steps = [0.01 + 0.03 * step / 2 for step in range(2)] + [0.04] * 2
     assert found == pytest.approx(steps, rel=1e-9)
+
+
+def test_every_kind_of_weights_warms_up_from_its_own_rate(compose_train: Compose) -> None:
+    found = []
+
+    class Groups(L.Callback):
+        def on_before_optimizer_step(self, trainer: L.Trainer, *args: Any) -> None:
+            groups = trainer.optimizers[0].param_groups
+            found.append({group["kind"]: group["lr"] for group in groups})
+
+    options = ["optimizer=muon", "optimizer.lr=0.04", "optimizer.lr_linear=0.02"]
+    options += ["optimizer.lr_vector=0.3", "callbacks=warmup", "callbacks.warmup.start=0.5"]
+    rates(compose_train(*options, "trainer.max_epochs=1", *QUIET), Groups())
+    whole = {"filter": 0.04, "linear": 0.02, "vector": 0.3}
+    expected = [{kind: rate * share for kind, rate in whole.items()} for share in (0.5, 0.75)]
+    assert found == [pytest.approx(step, rel=1e-9) for step in expected]
+
+
+def test_the_logged_rate_is_that_of_the_step(compose_train: Compose, tmp_path: Path) -> None:
+    scaled = "auto_scaled={lr: 0.01, batch_size: 4, warmup_epochs: 1}"
+    options = ["optimizer.lr=auto_scaled", scaled, *QUIET, "logger=csv", "trainer.max_epochs=2"]
+    rates(compose_train(*options))
+    rows = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
+    # Of the last of two steps an epoch.
+    assert [float(row["lr"]) for row in rows if row["lr"]] == pytest.approx([0.025, 0.04])
 
 
 def test_a_resumed_run_warms_up_where_it_left_off(compose_train: Compose, tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 import litvision
 from conftest import Compose
+from litvision import hardware
 from litvision.assemble import assemble
 from litvision.batches import Images
 from litvision.callbacks.figures import Figures
 from litvision.errors import UserError
 from litvision.networks.normalization import Norm
 from litvision.sources.decode import with_channels
-from litvision.trials import takes_channels_last
+from litvision.trials import picks_channels_last, takes_channels_last
 from tiny import TinyNet
 
 
@@ -64,14 +65,14 @@ class Lazy(nn.Module):
 
 
 class Flattens(nn.Module):
-    """Takes maps apart by `view`, as many networks do."""
+    """Takes maps apart by `view`, as many networks do, and draws random numbers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        maps: Tensor = self.conv(x)
+        maps: Tensor = nn.functional.dropout(self.conv(x))
         return maps.view(len(x), -1)
 
 
@@ -140,9 +141,51 @@ def test_a_network_that_flattens_by_view_does_not_take_channels_last() -> None:
     assert not takes_channels_last(network, card)
     assert takes_channels_last(nn.Sequential(network.conv, nn.Flatten()), card)
     assert not takes_channels_last(volumes, card)
-    assert takes_channels_last(network, {})  # nothing to try it on
+    for short in ({}, {"mean": [0.5] * 3}, {"image_size": [8, 8]}):  # nothing to try it on
+        assert takes_channels_last(network, short)
     assert network.conv.weight.is_contiguous()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_channels_last_is_tried_on_pictures_of_the_card_in_that_layout() -> None:
+    grey = {"mean": [0.5], "image_size": [8, 8]}
+    assert takes_channels_last(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), grey)
+
+    class Pixels(nn.Module):
+        """Has no map: what it takes apart by `view` is the pictures."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(len(x), -1)
+
+    class Weights(Flattens):
+        """Has channels last from its weights alone."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.contiguous())
+
+    for network in (Pixels(), Weights()):
+        assert not takes_channels_last(network, {"mean": [0.5] * 3, "image_size": [8, 8]})
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError])
+def test_a_network_that_cannot_be_copied_is_believed_to_take_channels_last(
+    error: type[Exception],
+) -> None:
+    class Uncopied(Flattens):
+        def __deepcopy__(self, memo: object) -> Flattens:
+            raise error("cannot be copied")
+
+    assert takes_channels_last(Uncopied(), {"mean": [0.5] * 3, "image_size": [8, 8]})
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_channels_last_is_picked_where_it_is_faster_and_taken(
+    monkeypatch: pytest.MonkeyPatch, faster: bool
+) -> None:
+    monkeypatch.setattr(hardware, "prefers_channels_last", lambda device: faster)
+    card = {"mean": [0.5] * 3, "image_size": [8, 8]}
+    assert picks_channels_last("cpu", nn.Conv2d(3, 4, 3), card) is faster
+    assert picks_channels_last("cpu", Flattens(), card) is False
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,66 @@ def test_what_a_network_never_trains_stays_so_after_unfreezing(
     assert kinds == ["linear", "vector", "filter", "vector"]
 
 
+class FixedHead(TinyNet):
+    """Never trains its last layer, or its biases only."""
+
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, norm: Norm = "batch", only: str = "fc."
+    ) -> None:
+        super().__init__(num_classes, in_channels, norm)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not name.startswith(only))
+
+
+def test_what_a_network_never_trains_stays_so_where_it_is_replaced(
+    compose_train: Compose, tmp_path: Path
+) -> None:
+    network = "model.network._target_=callbacks.test_finetuning.FixedHead"
+    bias = [network, "+model.network.only=fc.bias"]
+    train(compose_train(FIRST, *bias, *QUIET, f"run_dir={tmp_path}/source"))
+    first = assemble(compose_train(SECOND, *bias, *QUIET)).classifier.network.fc.bias
+    head = finetune(compose_train, tmp_path / "source", *bias).classifier.network.fc
+    assert (head.weight.requires_grad, head.bias.requires_grad) == (True, False)
+    assert torch.equal(head.bias, first)
+    with pytest.raises(UserError, match="would freeze every weight: nothing could train"):
+        finetune(compose_train, tmp_path / "source", network)
+
+
+class NormedHead(TinyNet):
+    """Ends with a normalisation, of the logits."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, norm: Norm = "batch") -> None:
+        super().__init__(num_classes, in_channels, norm)
+        self.last = nn.BatchNorm1d(num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.last(super().forward(images))
+        return logits
+
+
+def test_statistics_that_are_replaced_are_those_of_the_new_pictures(
+    compose_train: Compose, tmp_path: Path
+) -> None:
+    network = "model.network._target_=callbacks.test_finetuning.NormedHead"
+    train(compose_train(FIRST, network, *QUIET, f"run_dir={tmp_path}/source"))
+    run = finetune(compose_train, tmp_path / "source", network, "trainer.max_epochs=2")
+    assert (
+        int(run.classifier.network.last.num_batches_tracked) == 2 * run.datamodule.steps_per_epoch
+    )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rest"), [(3, ""), (2, ", which the run, of 2, does not come to")]
+)
+def test_until_when_weights_are_frozen_is_said(
+    compose_train: Compose, source: Path, caplog: pytest.LogCaptureFixture, epochs: int, rest: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    options = ["callbacks.finetuning.unfreeze_at_epoch=2", f"trainer.max_epochs={epochs}"]
+    finetune(compose_train, source, *options)
+    assert f"7 loaded tensors are frozen until epoch 3 begins{rest}" in caplog.messages
+
+
 @pytest.mark.parametrize("epochs", [1, 3], ids=["frozen", "unfrozen"])
 def test_a_resumed_run_ends_with_the_same_weights(
     compose_train: Compose, source: Path, tmp_path: Path, epochs: int
@@ -173,6 +233,21 @@ def test_a_resumed_run_ends_with_the_same_weights(
     gone = source.rename(tmp_path / "moved")  # a resumed run needs it no more
     resumed = finetune(compose_train, source, unfreeze, f"resume={tmp_path}/part")
     assert gone.exists()
+    expected = whole.classifier.network.state_dict()
+    for name, tensor in resumed.classifier.network.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.parametrize("steps", [3, 5], ids=["frozen", "unfrozen"])
+def test_a_run_resumed_within_an_epoch_ends_with_the_same_weights(
+    compose_train: Compose, source: Path, tmp_path: Path, steps: int
+) -> None:
+    options = ["callbacks.finetuning.unfreeze_at_epoch=2", "data.batch_size=3"]
+    whole = finetune(compose_train, source, *options, f"run_dir={tmp_path}/whole")
+    assert whole.datamodule.steps_per_epoch == 2
+    part = f"run_dir={tmp_path}/part"
+    finetune(compose_train, source, *options, part, f"trainer.max_steps={steps}")
+    resumed = finetune(compose_train, source, *options, f"resume={tmp_path}/part")
     expected = whole.classifier.network.state_dict()
     for name, tensor in resumed.classifier.network.state_dict().items():
         assert torch.equal(tensor, expected[name]), name

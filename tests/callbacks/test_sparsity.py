@@ -83,6 +83,18 @@ def test_the_first_convolution_and_the_last_layer_stay_dense() -> None:
         assert few.dense["layer1.0.conv1"] == "excluded"
 
 
+def test_the_ends_of_any_network_stay_dense_and_what_fours_do_not_fit() -> None:
+    ends = "first convolution or last layer"
+    linear = covered(nn.Sequential(*(nn.Linear(n, m) for n, m in [(8, 8), (8, 6), (6, 4), (4, 2)])))
+    assert list(linear.layers) == ["1"]
+    assert linear.dense == {"0": ends, "2": "6 inputs, not a multiple of 4", "3": ends}
+    mixed = nn.Sequential(nn.Linear(4, 4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 2))
+    assert list(covered(mixed).layers) == ["0", "2"]
+    assert covered(mixed).dense == {"1": ends, "3": ends}
+    with pytest.raises(UserError, match=r"layer to prune in ReLU: it has none\. Change exclude or"):
+        covered(nn.ReLU())
+
+
 OPTIMIZERS = {
     "sgd": ["optimizer=sgd", "optimizer.lr=0.1"],
     "sgd for loop": ["optimizer=sgd", "optimizer.fused=false", "optimizer.lr=0.1"],
@@ -117,6 +129,48 @@ def test_two_of_four_are_zero_with_all_that_belongs_to_them(
         assert not torch.equal(weight[mask], start[f"{key}.weight"][mask])
     for key in ("stem", "fc"):
         assert (network.get_submodule(key).weight != 0).all()
+
+
+def test_the_last_layer_can_take_part(compose_train: Compose) -> None:
+    options = [*SPARSE, "callbacks.sparsity_2_4.except_first_and_last=false", "logger=none"]
+    network = train(compose_train(NETWORK, *QUIET, *options)).classifier.network
+    assert zeros_in_fours(network.fc.weight).tolist() == [2]
+
+
+class Fixed(Small):
+    """Has a layer to prune that it never trains."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3, norm: Norm = "batch") -> None:
+        super().__init__(num_classes, in_channels, norm)
+        self.hidden.weight.requires_grad_(False)
+
+
+def test_a_layer_that_does_not_train_is_pruned_too(compose_train: Compose) -> None:
+    fixed = NETWORK.replace("Small", "Fixed")
+    network = train(compose_train(fixed, *QUIET, *SPARSE, "logger=none")).classifier.network
+    assert zeros_in_fours(network.hidden.weight).tolist() == [2]
+
+
+def test_gradients_are_clipped_by_the_norm_of_what_still_trains(compose_train: Compose) -> None:
+    changes = []
+
+    class Measure(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            self.before = weights()
+
+        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+            changes.append(float((weights() - self.before).norm()))
+
+    def weights() -> Tensor:
+        return torch.cat([p.detach().double().flatten() for p in network.parameters()])
+
+    plain = ["optimizer=sgd", "optimizer.lr=1", "optimizer.momentum=0", "optimizer.weight_decay=0"]
+    options = [*plain, "trainer.gradient_clip_val=0.01", "logger=none"]
+    run = assemble(compose_train(NETWORK, *QUIET, *SPARSE, *options))
+    network = run.classifier.network
+    run.trainer.callbacks.append(Measure())
+    run.trainer.fit(run.classifier, run.datamodule)
+    assert changes == pytest.approx([0.01] * 6, rel=1e-3)
 
 
 def test_before_its_epoch_training_is_dense_and_the_same(
@@ -205,6 +259,10 @@ def test_what_takes_part_is_said(
             r"finds no layer to prune in Small: stem: excluded; conv: excluded; hidden: excluded",
         ),
         (
+            ["callbacks=pruning", "callbacks.pruning.at_epochs=[9,1]"],
+            r"callbacks\.pruning\.at_epochs=\[1, 9\] is never reached: the run ends after epoch 2",
+        ),
+        (
             ["callbacks=pruning"],
             r"callbacks\.pruning\.at_epochs=\[20\] is never reached: the run ends after epoch 2",
         ),
@@ -223,6 +281,14 @@ def test_pruning_by_hand_says_what_it_changed() -> None:
     assert prune(network) == (576 + 96) // 2
     assert prune(network) == 0
     assert zeros_in_fours(network.hidden.weight).tolist() == [2]
+
+
+def test_by_hand_only_the_chosen_layers_change() -> None:
+    network = Small()
+    chosen = covered(network, exclude=["conv"])
+    assert prune(network, chosen) == 96 // 2
+    assert (network.conv.weight != 0).all()
+    assert list(accelerate(network, torch.bfloat16, chosen)) == ["hidden"]
 
 
 def test_layers_that_cannot_run_sparse_here_say_why() -> None:
@@ -262,6 +328,55 @@ def test_lightnings_pruning_masks_a_share_of_what_is_left_each_time(
     assert 0 <= run.trainer.callback_metrics["test/acc"] <= 1
 
 
+@pytest.mark.parametrize("function", ["l1_unstructured", "random_unstructured"])
+def test_which_weights_lightnings_pruning_masks(
+    compose_train: Compose, tmp_path: Path, function: str
+) -> None:
+    found = []
+
+    class Look(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == 2:  # the first of the second epoch
+                found.append(
+                    [torch.cat([pick(m).flatten() for m in layers]) for pick in (mask, weight)]
+                )
+
+    def mask(layer: Any) -> Tensor:
+        return layer.weight_mask == 1
+
+    def weight(layer: Any) -> Tensor:
+        return layer.weight_orig.detach().abs()
+
+    options = [
+        *PRUNING,
+        "callbacks.pruning.amount=0.25",
+        f"callbacks.pruning.pruning_fn={function}",
+    ]
+    run = assemble(compose_train(NETWORK, *QUIET, *options))
+    network = run.classifier.network
+    layers: Any = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    run.trainer.callbacks.append(Look())
+    run.trainer.fit(run.classifier, run.datamodule)
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    shares = [float(row["sparsity"]) for row in rows if row["sparsity"]]
+    assert shares == pytest.approx([0, 0.25, 0.4375], abs=1e-3)
+    ((stay, sizes),) = found
+    smallest = sizes[~stay].max() <= sizes[stay].min()  # of all layers together
+    assert smallest == (function == "l1_unstructured")
+
+
+def test_the_best_checkpoint_before_each_pruning_is_kept(
+    compose_train: Compose, tmp_path: Path
+) -> None:
+    train(compose_train(NETWORK, *QUIET, *PRUNING, "callbacks.pruning.at_epochs=[2,1]"))
+    folder = tmp_path / "run" / "checkpoints"
+    names = ["best_dense", "best_before", "best"]
+    kept = [torch.load(folder / f"{name}.ckpt", weights_only=True) for name in names]
+    assert [checkpoint["epoch"] for checkpoint in kept] == [0, 1, 2]
+    zeros = [int((c["state_dict"]["network.conv.weight"] == 0).sum()) for c in kept]
+    assert zeros[0] == 0 < zeros[1] < zeros[2]
+
+
 def test_a_lottery_ticket_goes_back_to_the_first_weights_each_time(compose_train: Compose) -> None:
     found = []
 
@@ -296,6 +411,21 @@ def test_lightnings_pruning_goes_on_where_it_was(
     assert rest.trainer.global_step == whole.trainer.global_step == 12
     expected = whole.classifier.state_dict()
     assert sum(int((value == 0).sum()) for value in expected.values()) > 500
+    for name, value in rest.classifier.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_resumed_lottery_ticket_goes_back_to_the_weights_it_was_initialised_from(
+    compose_train: Compose, tmp_path: Path
+) -> None:
+    options = [NETWORK, *QUIET, "data.batch_size=8"]
+    train(compose_train(*options, "logger=none", f"run_dir={tmp_path}/source"))
+    options += [*PRUNING, LOTTERY, f"init_from={tmp_path}/source"]
+    whole = train(compose_train(*options))
+    part = f"run_dir={tmp_path}/part"
+    train(compose_train(*options, part, "trainer.max_steps=7"))  # between the two prunings
+    rest = train(compose_train(*options, part, f"resume={tmp_path}/part"))
+    expected = whole.classifier.state_dict()
     for name, value in rest.classifier.state_dict().items():
         assert torch.equal(value, expected[name]), name
 
