@@ -9,7 +9,7 @@ from benchmarks.measure import RESULTS, start
 # In this order; about a quarter of an hour on two cores.
 DEFAULT = ("step", "convolutions", "update", "loader", "overhead", "start", "memory", "epoch_end")
 MORE = (
-    *("sweeps", "growth", "accuracy", "recipes", "kills", "long_run", "fuzz"),
+    *("sweeps", "growth", "accuracy", "recipes", "kills", "long_run", "fuzz", "busy"),
     *("speedrun", "leave_one_out", "convergence", "gpu", "gpu_speedrun"),
 )
 

@@ -44,10 +44,11 @@ def check_name(node: Mapping[str, Any]) -> None:
 
 def _check(option: str, name: str, names: list[str], package: str, known: bool) -> None:
     if not known:
-        near = nearest(name, names) or names[:3]
+        near = nearest(name, names)
+        hint = f"Nearest: {', '.join(near)}" if near else f"It has, for example, {names[0]}"
         raise UserError(
             f"model.network.{option}={name}: {package} has no network of that name that "
-            f"classifies. Nearest: {', '.join(near)}."
+            f"classifies. {hint}."
         )
 
 
