@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 from benchmarks.measure import Table, in_turn, ratios, run, scratch, start
 
@@ -31,18 +32,13 @@ def training(beside: int, spins: str | None, speeds: list[float]) -> Callable[[]
 
     def train() -> None:
         folder = scratch()
-        kept = os.environ.pop("GOMP_SPINCOUNT", None)
-        if spins is not None:
-            os.environ["GOMP_SPINCOUNT"] = spins
-        try:
-            with ExitStack() as stack:
-                for _ in range(beside):
-                    stack.callback(start("-c", "while True: pass").kill)
-                run("-m", "litvision.train", *OPTIONS, f"hydra.run.dir={folder}")
-        finally:
+        with patch.dict(os.environ), ExitStack() as stack:
             os.environ.pop("GOMP_SPINCOUNT", None)
-            if kept is not None:
-                os.environ["GOMP_SPINCOUNT"] = kept
+            if spins is not None:
+                os.environ["GOMP_SPINCOUNT"] = spins
+            for _ in range(beside):
+                stack.callback(start("-c", "while True: pass").kill)
+            run("-m", "litvision.train", *OPTIONS, f"hydra.run.dir={folder}")
         speeds.append(json.loads(Path(folder, "result.json").read_text())["images_per_second"])
 
     return train

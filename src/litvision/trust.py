@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import pkgutil
 from collections.abc import Callable, Iterable
@@ -18,7 +17,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from litvision import hardware
 from litvision.errors import UserError
-from litvision.networks.zoo import CREATE_MODEL, GET_MODEL
+from litvision.networks.zoo import CREATE_MODEL, GET_MODEL, classifiers
 
 # Whose networks a checkpoint's config may name: classes only, since functions and methods of these
 # packages can download, write files and import. A file never extends this; a person may.
@@ -54,7 +53,7 @@ def trusted_model(model: Any, trust: Iterable[str], path: str | Path) -> dict[st
     def allowed(target: str, node: dict[str, Any]) -> bool:
         if node is model and _is_class(target, ImageClassifier, ("litvision.classifier",)):
             return True
-        builder = _builder(node) in _builders() and "_args_" not in node
+        builder = _is_builder(node) and "_args_" not in node
         return builder or _is_class(target, nn.Module, NETWORKS)
 
     _refuse_untrusted(model, allowed, trust, path)
@@ -139,20 +138,11 @@ def _is_class(target: str, base: type, packages: Iterable[str]) -> bool:
     return isinstance(found, type) and issubclass(found, base) and within(found.__module__)
 
 
-@functools.cache
-def _builders() -> frozenset[str]:
-    """Return torchvision's own list of functions that build a network that classifies."""
-    import torchvision
-
-    names = torchvision.models.list_models(module=torchvision.models)
-    return frozenset(f"torchvision.models.{name}" for name in names)
-
-
-def _builder(node: dict[str, Any]) -> str:
-    """Return the name of the function that a node calls, by torchvision's registry if it asks."""
+def _is_builder(node: dict[str, Any]) -> bool:
+    """Say whether a node calls one of torchvision's functions that build a classifier."""
     target = str(node.get("_target_"))
-    name = str(node.get("name")).lower()
-    return f"torchvision.models.{name}" if target == GET_MODEL else target
+    name = str(node.get("name")).lower() if target == GET_MODEL else target.rpartition(".")[2]
+    return target in (GET_MODEL, f"torchvision.models.{name}") and name in classifiers()
 
 
 def _without_downloads(config: Any) -> Any:
@@ -162,7 +152,7 @@ def _without_downloads(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     kept = {key: _without_downloads(value) for key, value in config.items()}
-    if _builder(kept) in _builders():
+    if _is_builder(kept):
         kept.pop("pretrained", None)  # what torchvision's `weights` was called
         kept["weights"] = None
     if kept.get("_target_") == CREATE_MODEL:

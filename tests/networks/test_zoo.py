@@ -82,6 +82,12 @@ def test_auxiliary_classifiers_may_be_left_out(cached: Callable[[str], None]) ->
     assert report.replaced == ["fc.weight", "fc.bias"]
 
 
+def test_a_class_of_torchvisions_stands_for_no_weights() -> None:
+    network = torchvision.models.resnet18(num_classes=3)
+    with pytest.raises(UserError, match="torchvision and timm, not for ResNet: give a checkpoint"):
+        initialize(network, "imagenet", {"_target_": "torchvision.models.ResNet"})
+
+
 def test_timms_weights_are_taken_from_a_file_too(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     file = tmp_path / "weights.pth"

@@ -150,8 +150,9 @@ def _is_plain(x: Tensor, weight: Tensor) -> bool:
 class _Convolution(torch.autograd.Function):
     """The convolution and both its gradients, channels-last.
 
-    The weights' gradient always is a product: nothing comes here without it. Output and input's
-    gradient are one, or torch's. `x` has the precision to compute in.
+    The weights' gradient is a product: nothing comes here without it. Output and input's gradient
+    are one, or torch's, and where gradients are to have gradients, both are torch's. `x` has the
+    precision to compute in.
     """
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ SAME_NAMES = {"ResNet18": "resnet18", "VGG16": "vgg16_bn"}
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
+@functools.cache
+def classifiers() -> frozenset[str]:
+    """Return torchvision's own list of names of networks that classify."""
+    import torchvision
+
+    return frozenset(torchvision.models.list_models(module=torchvision.models))
+
+
 def check_name(node: Mapping[str, Any]) -> None:
     """Refuse a name that torchvision or timm does not know.
 
@@ -30,10 +39,8 @@ def check_name(node: Mapping[str, Any]) -> None:
     """
     target = node.get("_target_")
     if target == GET_MODEL:
-        import torchvision
-
-        names = torchvision.models.list_models(module=torchvision.models)
-        _check("name", node["name"], names, "torchvision", str(node["name"]).lower() in names)
+        known = str(node["name"]).lower() in classifiers()
+        _check("name", node["name"], sorted(classifiers()), "torchvision", known)
     elif target == CREATE_MODEL:
         import timm
 
@@ -70,16 +77,18 @@ def trained(network: nn.Module, node: Mapping[str, Any]) -> tuple[str, dict[str,
     target = str(node.get("_target_", ""))
     if target == CREATE_MODEL:
         return _from_timm(node)
-    name = str(node["name"]).lower() if target == GET_MODEL else target.rpartition(".")[2]
-    if not target.startswith("torchvision.models."):
-        own = SAME_NAMES.get(type(network).__name__)
-        if own is None:
-            raise UserError(
-                f"init_from=imagenet has weights for {', '.join(SAME_NAMES)} and the networks of "
-                f"torchvision and timm, not for {type(network).__name__}: give a checkpoint, or "
-                "choose one of those, such as model=torchvision."
-            )
-        name = own
+    if target == GET_MODEL:
+        name = str(node["name"]).lower()
+    elif target.startswith("torchvision.models."):
+        name = target.rpartition(".")[2]
+    else:
+        name = SAME_NAMES.get(type(network).__name__, "")
+    if name not in classifiers():
+        raise UserError(
+            f"init_from=imagenet has weights for {', '.join(SAME_NAMES)} and the networks of "
+            f"torchvision and timm, not for {type(network).__name__}: give a checkpoint, or "
+            "choose one of those, such as model=torchvision."
+        )
     return _from_torchvision(name, network)
 
 
