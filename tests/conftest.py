@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import http.server
 import pickle
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from litvision.sources.cifar import CIFAR10
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collections of garbage that tests ask for what was imported: half a million objects."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # Hypothesis looks through what is not frozen
+def pytest_sessionfinish() -> None:
+    """Let the process take itself apart at its end, else libraries list on it what is left."""
+    gc.unfreeze()
 
 
 @dataclass(frozen=True)
