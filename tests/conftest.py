@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collections of garbage that tests ask for what was imported: half a million objects."""
+    """Do not look for garbage among the half a million objects that were imported."""
     gc.collect()
     gc.freeze()
 
