@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from conftest import Run
 from litvision import checkpoints
@@ -58,6 +59,29 @@ def test_a_write_that_stops_half_way_leaves_the_one_before(
             f"untouched. Make room, then go on with the same command and resume={tmp_path}/run."
         )
         assert names(path.parent) == {"last.ckpt"}
+
+
+@pytest.mark.parametrize(("path", "options"), [("s3://here/last.ckpt", None), ("a.ckpt", {})])
+def test_what_has_another_address_is_lightnings_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, options: Any
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", lambda _, *given: asked.append(given))
+    WholeCheckpointIO().save_checkpoint({"epoch": 1}, path, options)
+    assert asked == [({"epoch": 1}, path, options)]
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_fault_of_the_disk_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(what: Any, file: Any) -> None:
+        raise RuntimeError("cannot pickle this")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(RuntimeError, match="cannot pickle this"):
+        WholeCheckpointIO().save_checkpoint(content(), tmp_path / "last.ckpt")
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_it_can_be_gone_on_with(

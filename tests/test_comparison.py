@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.utils import JobReturn
+from hydra.types import RunMode
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 from PIL import Image
 
 from conftest import Run
@@ -74,6 +79,38 @@ def test_runs_with_the_same_two_options_are_averaged_and_a_gap_stays_empty(sweep
 def test_a_folder_without_runs_has_no_table(tmp_path: Path) -> None:
     assert comparison().write(tmp_path) == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_has_not_ended_well_counts_for_nothing_and_a_zero_does(sweep: Path) -> None:
+    options = ["data.batch_size=8", "model.network.norm=group", "~callbacks.ema", "x='a=b'"]
+    for number, state in enumerate(("failed", "running", "pruned", "done"), start=3):
+        value = 0.0 if state == "done" else 0.75
+        write_run(sweep, number, *options, state=state, **{"val/acc": value})
+    runs = read(sweep, "val/acc", "data.batch_size", "model.network.norm")
+    assert [(run["x"], run["value"]) for run in runs[3:]] == [("8", None)] * 3 + [("8", 0.0)]
+    assert "| model.network.norm=group |  | 0.0000 |  |" in comparison().write(sweep)
+
+
+def test_columns_are_in_the_order_of_numbers_and_words_come_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    for number, x in enumerate(("auto", "16", "9", "0.5", "null")):
+        result = {"val/acc": float(number)} if x != "9" else {"state": "failed"}
+        write_run(tmp_path, number, f"data.batch_size={x}", "model.network.norm=a", **result)
+    header, _, row = comparison().write(tmp_path).splitlines()
+    assert re.findall(r"size=(\S+)", header) == ["0.5", "9", "16", "auto", "null"]
+    assert row.endswith("| 3.0000 | failed | 1.0000 | 0.0000 | 4.0000 |")
+    (line,) = drawn[0].axes[0].get_lines()
+    assert line.get_xydata().tolist() == [[0, 3], [2, 1], [3, 0], [4, 4]]
+
+
+@pytest.mark.parametrize(("mode", "written"), [(RunMode.MULTIRUN, True), (RunMode.RUN, False)])
+def test_a_sweep_has_its_table_after_every_run(sweep: Path, mode: RunMode, written: bool) -> None:
+    config = OmegaConf.create({"hydra": {"mode": mode, "sweep": {"dir": str(sweep)}}})
+    comparison().on_job_end(config, JobReturn())
+    assert (sweep / "comparison.md").exists() == written
 
 
 def test_a_recipe_that_is_a_sweep_needs_no_multirun_and_prints_its_table(

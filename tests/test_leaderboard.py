@@ -102,10 +102,41 @@ def test_the_table_is_for_reading(logs: Path, capsys: pytest.CaptureFixture[str]
     assert lines[2][2:5] == ["seed=1", "optimizer.lr=0.0015", "optimizer.weight_decay=1.83e-05"]
 
 
+def test_a_run_is_listed_once_and_only_where_it_was_asked_for(
+    logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(logs.parent / "elsewhere")
+    write(logs / "what_failed_before" / "0", overrides=["seed=2", "resume=x"], **{"test/acc": 0.0})
+    main(["--csv"])
+    found = {row["run"]: row for row in rows(capsys)}
+    assert "elsewhere" not in found
+    row = found["logs/what_failed_before/0"]
+    assert (row["options"], row["test/acc"]) == ("seed=2", "0.0")
+    main(["logs/demo", "logs", "--csv"])
+    assert len(rows(capsys)) == len(found)
+    main(["logs/what_failed_before"])
+    assert capsys.readouterr().out.split()[-1] == "0.00%"
+
+
+@pytest.mark.parametrize(
+    ("key", "order"),
+    [("seconds", "ab"), ("images_per_second", "ba"), ("best val/f1", "ba"), ("run", "ab")],
+)
+def test_a_rate_falls_and_a_time_rises(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, order: str
+) -> None:
+    for number, name in enumerate("ab", start=1):
+        content = {"seconds": number, "images_per_second": number, "best_val/f1": number}
+        write(tmp_path / name, mode="max", **content)
+    main([str(tmp_path), "--csv", "--sort", key])
+    assert [Path(row["run"]).name for row in rows(capsys)] == list(order)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere"], "error: there is no folder nowhere: give one that runs were made in."),
+        (["logs", "no"], "error: there is no folder no: give one that runs were made in."),
         (["logs/other"], "error: no run in logs/other: `make train` makes one."),
         (["--sort", "accuracy"], "error: --sort accuracy: there is no such column. All: run, "),
     ],

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from conftest import Run
 from litvision import curves, report
@@ -143,6 +144,95 @@ def test_curves_are_read_by_epoch_and_the_rate_by_step(tmp_path: Path) -> None:
     loss = figure.axes[0].get_lines()
     assert [list(line.get_ydata()) for line in loss] == [[2.5, 1.25], [2.25, 1.5]]
     assert curves.to_svg(figure) == curves.to_svg(curves.draw_run(curves.read(tmp_path)))
+
+
+def test_the_best_runs_have_curves_and_any_run_has_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[list[str], str]] = []
+
+    def draw(runs: list[tuple[str, object]], monitor: str) -> Figure:
+        asked.append(([name for name, _ in runs], monitor))
+        return Figure()
+
+    monkeypatch.setattr(report, "SHOWN", 2)
+    monkeypatch.setattr(curves, "draw_runs", draw)
+    for name, loss in (("a", 1.0), ("b", 3.0), ("c", 2.0)):
+        write_run(tmp_path / name, loss, **({"seconds": 7.0} if name == "b" else {}))
+    (tmp_path / "a" / "metrics.csv").unlink()  # whose own curves take long to draw
+    (tmp_path / "result.json").write_text("{}")  # some other program's
+    report.main([str(tmp_path)])
+    assert asked == [(["a", "c"], "val/loss")]
+    page = Page(tmp_path / "report.html")
+    assert page.rows[:4] == [
+        ["run", "state", "best val/loss", "seconds"],
+        ["a", "done", "1.0000", ""],
+        ["c", "done", "2.0000", ""],
+        ["b", "done", "3.0000", "7"],
+    ]
+    assert f"<title>{tmp_path}</title>" in (tmp_path / "report.html").read_text()
+
+
+def test_what_is_read_first_is_what_the_run_has() -> None:
+    assert report.facts({"state": "running", "overrides": []}) == [("state", "running")]
+    result = {"state": "failed", "error": "NaN", "best_val/loss": 0.5, "best_epoch": 3, "epochs": 9}
+    result |= {"stopped": "no better", "seconds": 61.2, "images_per_second": 99.6, "test/acc": 0.0}
+    assert report.facts({**result, "overrides": ["a=1", "b=2"]}) == [
+        ("state", "failed"),
+        ("why", "NaN"),
+        ("test accuracy", "0.00%"),
+        ("best val/loss", "0.5000"),
+        ("best epoch", "3 of 9"),
+        ("stopped early", "no better"),
+        ("seconds", "61"),
+        ("images/s", "100"),
+        ("options", "a=1 b=2"),
+    ]
+
+
+def test_an_epoch_without_validation_has_empty_cells() -> None:
+    found = {"val/loss": [(2.0, 0.5)], "train/loss": [(1.0, 1.5)], "lr": [(0.0, 0.1)]}
+    assert report.epochs(found) == {
+        "columns": ["epoch", "train/loss", "val/loss"],
+        "rows": [["1", "1.5000", ""], ["2", "", "0.5000"]],
+    }
+    assert report.epochs({"lr": [(0.0, 0.1)]}) is None
+
+
+def test_provenance_has_a_seed_of_zero_and_its_diff_is_apart(tmp_path: Path) -> None:
+    provenance = {"seed": 0, "git": {"commit": "abc", "diff": "-old", "untracked": ""}, "x": None}
+    assert report.flat_provenance(provenance) == [("seed", "0"), ("git.commit", "abc")]
+    write_run(tmp_path / "run", 1.0)
+    (tmp_path / "run" / "metrics.csv").unlink()
+    (tmp_path / "run" / "provenance.json").write_text(json.dumps(provenance))
+    assert report.run_content(tmp_path / "run")["uncommitted"] == "-old"
+
+
+def test_a_page_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 1.0)
+    (tmp_path / "run" / "metrics.csv").unlink()
+    (tmp_path / "run" / "report.html").mkdir()
+    with pytest.raises(
+        SystemExit, match=r"error: .*report\.html cannot be written: Is a directory"
+    ):
+        report.main([str(tmp_path / "run")])
+
+
+def test_pictures_of_the_test_come_before_those_of_validation(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    for name in ("train_batch", "val_wrong", "test_wrong", "test_confusion"):
+        (tmp_path / "figures" / f"{name}.png").write_bytes(b"x")
+    found = [[picture["name"] for picture in g["pictures"]] for g in report.figures(tmp_path)]
+    assert found == [["test confusion", "test wrong"], ["val wrong"], ["train batch"]]
+
+
+def test_a_key_that_a_run_lacks_differs_from_the_default(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("run_dir: a\nseed: 7\nown: {dirpath: b, x: 1}\n")
+    found = {key: values for key, *values in report.differences(tmp_path) or []}
+    assert found["own.x"] == ["", 1]
+    assert found["seed"][1] == 7
+    assert found["monitor"] == ["val/loss", ""]
+    assert not {"own.dirpath", "run_dir", "callbacks.best_checkpoint.dirpath"} & set(found)
 
 
 @pytest.mark.parametrize(

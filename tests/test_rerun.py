@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,59 @@ def test_metrics_and_pictures_that_differ_are_named(tmp_path: Path) -> None:
         "the pictures are others, by their checksum",
         "test/acc: 0.5 then, 0.25 now",
     ]
+
+
+def test_a_metric_of_zero_and_one_that_is_missing_now_differ(tmp_path: Path) -> None:
+    for name, result in (("a", {"val/acc": 0.0, "val/loss": 2.0}), ("b", {"val/acc": 0.5})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    assert rerun.compare(tmp_path / "a", tmp_path / "b").splitlines()[2:] == [
+        "val/loss: 2.0 then, None now",
+        "val/acc: 0.0 then, 0.5 now",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("then", "lines"),
+    [
+        ({"git": {"commit": "b", "diff": "+x"}, "versions": {"torch": "2"}}, []),
+        ({"git": {"commit": "a", "diff": "+x"}}, ["commit a, now b"]),
+        ({"git": {"commit": "b", "diff": ""}}, ["uncommitted changes"]),
+        ({}, ["commit None, now b", "uncommitted changes"]),
+        (
+            {"git": {"commit": "b", "diff": "+x"}, "versions": {"torch": "1", "timm": "1"}},
+            ["torch 1, now 2", "timm 1, now None"],
+        ),
+    ],
+)
+def test_other_code_and_other_versions_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: dict[str, Any], lines: list[str]
+) -> None:
+    here = "litvision.callbacks.provenance"
+    monkeypatch.setattr(f"{here}.git_state", lambda _: {"commit": "b", "diff": "+x"})
+    monkeypatch.setattr(f"{here}.versions", lambda: {"torch": "2", "new": "1"})
+    (tmp_path / "provenance.json").write_text(json.dumps(then))
+    assert rerun.changes(tmp_path) == lines
+
+
+def test_a_repeated_run_begins_anew_in_its_own_folder() -> None:
+    callbacks = {
+        "study_pruning": {"study": "a"},
+        "last_checkpoint": {"dirpath": "/a/1/checkpoints"},
+    }
+    content = {
+        "run_dir": "/a/1",
+        "resume": "/a/1",
+        "callbacks": callbacks,
+        "data": {"roots": ["/a/1/data", "/a/10"]},
+    }
+    assert rerun.config(content, Path("/new")) == {
+        "run_dir": "/new",
+        "resume": None,
+        "callbacks": {"last_checkpoint": {"dirpath": "/new/checkpoints"}},
+        "data": {"roots": ["/new/data", "/a/10"]},
+    }
+    assert rerun.config({"run_dir": "a", "callbacks": None}, Path("b")).callbacks is None
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from conftest import Run
+from litvision import study
+from litvision.classifier import NonFiniteLossError
 from litvision.configs import CONF
+from litvision.errors import PrunedError, UserError
 from tiny_sweep import TINY, result
 
 SEARCH = ["sweep=optuna", *TINY, "hydra.sweeper.sampler.seed=0"]
@@ -23,8 +29,6 @@ SEARCH = ["sweep=optuna", *TINY, "hydra.sweeper.sampler.seed=0"]
 
 def trials(folder: Path) -> list[Any]:
     import optuna
-
-    from litvision import study
 
     stored = study.storage(folder / "sweep" / study.JOURNAL)
     return optuna.load_study(study_name=study.NAME, storage=stored).get_trials()
@@ -164,7 +168,108 @@ def test_a_sampler_suggests(name: str) -> None:
         cfg = compose("train", overrides=overrides, return_hydra_config=True)
     trusted = ("hydra_plugins.hydra_optuna_sweeper.*", "optuna.samplers.*")
     built = instantiate(cfg.hydra.sweeper.sampler, _execution_whitelist_=trusted)
-    study = optuna.create_study(sampler=built)
+    search = optuna.create_study(sampler=built)
     # Twelve, for gp begins with ten at random.
-    study.optimize(lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=12)
-    assert all(0 <= trial.params["x"] <= 1 for trial in study.trials)
+    search.optimize(lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=12)
+    assert all(0 <= trial.params["x"] <= 1 for trial in search.trials)
+
+
+def test_what_was_lost_runs_again_and_does_not_count(tmp_path: Path) -> None:
+    import optuna
+    from optuna.trial import TrialState
+
+    stored = study.storage(tmp_path / study.JOURNAL)
+    search = optuna.create_study(study_name=study.NAME, storage=stored)
+    space: Any = {"x": optuna.distributions.FloatDistribution(0, 1)}
+    lost = search.ask(space)
+    for state in (TrialState.FAIL, TrialState.PRUNED):
+        search.tell(search.ask(space), state=state)
+    search.tell(search.ask(space), 0.5)
+    assert study.run_lost_again(search, stored) == [0]
+    assert study.ended(search) == 3
+    assert study.failed(search) == [1]
+    assert search.ask(space).params == lost.params
+    assert study.ended(search) == 3
+
+
+@pytest.mark.parametrize(
+    ("outcome", "diverged"),
+    [
+        (0.5, False),
+        (float("nan"), True),
+        (float("inf"), True),
+        (NonFiniteLossError("the loss"), True),
+        (ValueError("bad"), False),
+        (None, False),
+    ],
+)
+def test_a_run_without_a_finite_result_has_diverged(outcome: Any, diverged: bool) -> None:
+    job = JobReturn()
+    job._return_value = outcome
+    assert study.diverged(job) == diverged
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "state"),
+    [
+        (0.5, JobStatus.COMPLETED, "COMPLETE"),
+        (float("inf"), JobStatus.COMPLETED, "PRUNED"),
+        (PrunedError("slow"), JobStatus.FAILED, "PRUNED"),
+        (ValueError("bad"), JobStatus.FAILED, "FAIL"),
+        (None, JobStatus.COMPLETED, "FAIL"),
+    ],
+)
+def test_a_trial_ends_as_its_run_did(outcome: Any, status: JobStatus, state: str) -> None:
+    import optuna
+
+    search = optuna.create_study()
+    job = JobReturn(status=status)
+    job._return_value = outcome
+    study.StudySweeper(None)._tell(search, search.ask(), job)
+    (trial,) = search.trials
+    assert trial.state.name == state
+    errors = {ValueError: {"error": "bad"}, type(None): {"error": "the run has no watched metric"}}
+    assert trial.user_attrs == errors.get(type(outcome), {})
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_search_goes_where_the_run_does(mode: str) -> None:
+    for given in (None, f"{mode}imize"):
+        sweeper = study.StudySweeper(None, direction=given)
+        sweeper.config = OmegaConf.create({"mode": mode})
+        assert sweeper._direction() == f"{mode}imize"
+
+
+def test_every_combination_is_no_search() -> None:
+    grid = {"_target_": "optuna.samplers.GridSampler", "_partial_": True}
+    with pytest.raises(UserError, match="for that, give sweep=grid"):
+        study.StudySweeper(grid)._build_sampler()
+
+
+def test_no_more_runs_start_than_were_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched: list[list[list[str]]] = []
+    results = iter([0.5, 0.25, 0.75])
+
+    def launch(jobs: list[list[str]], initial_job_idx: int) -> list[JobReturn]:
+        launched.append(jobs)
+        returns = [JobReturn(status=JobStatus.COMPLETED) for _ in jobs]
+        for job in returns:
+            job.return_value = next(results)
+        return returns
+
+    sampler = {"_target_": "optuna.samplers.RandomSampler", "seed": 0}
+    params = OmegaConf.create({"optimizer.lr": "interval(0.5,1)", "seed": "choice(1,2)"})
+    sweeper = study.StudySweeper(sampler, n_trials=3, n_jobs=2, params=params)
+    hydra = {"sweep": {"dir": str(tmp_path)}}
+    sweeper.config = OmegaConf.create({"mode": "min", "hydra": hydra})
+    sweeper.launcher = SimpleNamespace(launch=launch)
+    sweeper.sweep(["seed=1"])
+    assert [len(jobs) for jobs in launched] == [2, 1]
+    for number, job in enumerate([job for jobs in launched for job in jobs]):
+        assert [option.partition("=")[0] for option in job] == [
+            "optimizer.lr", "sweep.trial", "hydra.sweep.subdir", "seed",
+        ]  # fmt: skip
+        assert job[1:] == [f"sweep.trial={number}", f"hydra.sweep.subdir={number}", "seed=1"]
+    assert "3 trials: 3 complete\nbest: trial 1, 0.25, optimizer.lr=0." in capsys.readouterr().out

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from conftest import Run
-from litvision import sweeps
-from litvision.errors import UserError
+from litvision import records, sweeps
+from litvision.errors import PrunedError, UserError
 from tiny_sweep import DIVERGES, TINY, result
 
 
@@ -148,8 +152,181 @@ def test_the_folder_of_a_failed_run_is_never_written_over(tmp_path: Path) -> Non
     sweeps.put_aside(tmp_path / "3")
 
 
+def test_a_try_that_was_deleted_leaves_a_gap(tmp_path: Path) -> None:
+    for name in ("3", "3_failed_2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "3_failed_2" / "result.json").touch()
+    sweeps.put_aside(tmp_path / "3")
+    assert {path.name for path in tmp_path.iterdir()} == {"3_failed_2", "3_failed_3"}
+
+
 def test_a_plan_is_compared_run_by_run(tmp_path: Path) -> None:
     sweeps.begin(tmp_path, [["a=1", "b=2"]], ["a"])
     sweeps.begin(tmp_path, [["a=1", "b=2"]], ["a"])
     with pytest.raises(UserError, match="holds another sweep: nothing there, a=1 b=3 here"):
         sweeps.begin(tmp_path, [["a=1", "b=2"], ["a=1", "b=3"]], ["a"])
+
+
+@pytest.mark.parametrize("saved", [True, False])
+@pytest.mark.parametrize("word", ["running", "interrupted", "failed", "done", None])
+def test_only_a_run_that_was_stopped_and_saved_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str | None, saved: bool
+) -> None:
+    folder = tmp_path / "0"
+    (folder / "checkpoints").mkdir(parents=True)
+    if saved:
+        (folder / "checkpoints" / "last.ckpt").touch()
+    if word is not None:
+        sweeps.set_state(folder, word)
+    goes_on = saved and word in ("running", "interrupted")
+    monkeypatch.setattr(sweeps, "sweeping", lambda: True)
+    for resume in (None, "elsewhere"):
+        cfg = OmegaConf.create({"run_dir": str(folder), "resume": resume})
+        assert sweeps.started_again(cfg) == (goes_on and resume is None)
+    assert sweeps.again(folder) == ([f"resume='{folder}'"] if goes_on else [])
+    assert (tmp_path / "0_failed_1").is_dir() == (not goes_on)
+
+
+def test_a_pruned_run_has_not_failed() -> None:
+    for error, failed in ((PrunedError("too slow"), False), (ValueError("bad"), True)):
+        job = JobReturn(status=JobStatus.FAILED)
+        job.return_value = error
+        assert sweeps.failed(job) == failed
+    assert not sweeps.failed(JobReturn(status=JobStatus.COMPLETED))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("\n first.\nsecond"), "first"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+)
+def test_the_reason_of_a_failure_is_its_first_line(error: BaseException, reason: str) -> None:
+    assert sweeps._reason(error) == reason
+
+
+@pytest.mark.parametrize(
+    ("trainer", "environment", "apart"),
+    [
+        ({"devices": 1}, {}, False),
+        ({"devices": "1"}, {"SLURM_NTASKS": "1"}, False),
+        ({"devices": None}, {}, False),
+        ({"devices": [3]}, {}, False),
+        ({"devices": [0, 1]}, {}, True),
+        ({"devices": 2}, {}, True),
+        ({"devices": "auto"}, {}, True),
+        ({"devices": 1, "num_nodes": 2}, {}, True),
+        ({"devices": 1, "strategy": "ddp"}, {}, True),
+        ({"devices": 2}, {"LOCAL_RANK": "0"}, False),  # a scheduler has started the processes
+        ({"devices": 2}, {"SLURM_NTASKS": "2"}, False),
+    ],
+)
+def test_a_run_on_several_devices_has_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+    trainer: dict[str, Any],
+    environment: dict[str, str],
+    apart: bool,
+) -> None:
+    for name in ("LOCAL_RANK", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    cfg = OmegaConf.create({"trainer": trainer})
+    for sweeping in (True, False):
+        monkeypatch.setattr(sweeps, "sweeping", lambda answer=sweeping: answer)
+        assert sweeps.runs_apart(cfg) == (apart and sweeping)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "sweeper", "runs"),
+    [
+        ({"_target_": "x.JoblibLauncher", "n_jobs": 3}, {}, 3),
+        ({"_target_": "x.JoblibLauncher", "n_jobs": -1}, {}, 8),
+        ({"_target_": "x.JoblibLauncher", "n_jobs": -7}, {}, 2),
+        ({"_target_": "x.JoblibLauncher", "n_jobs": -99}, {}, 1),
+        ({"_target_": "x.LocalLauncher"}, {"max_batch_size": 2}, 2),
+        ({"_target_": "x.LocalLauncher"}, {"n_jobs": 4}, 4),
+        ({"_target_": "x.LocalLauncher"}, {"max_batch_size": None}, 5),
+        ({"_target_": "x.BasicLauncher"}, {"max_batch_size": 2}, 1),
+    ],
+)
+def test_a_run_knows_how_many_share_the_machine(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    launcher: dict[str, Any],
+    sweeper: dict[str, Any],
+    runs: int,
+) -> None:
+    sweeps.begin(tmp_path, [[f"a={number}"] for number in range(5)], ["a"])
+    config = {"launcher": launcher, "sweeper": sweeper, "sweep": {"dir": str(tmp_path)}}
+    hydra = OmegaConf.create({**config, "job": {"num": 7}})
+    monkeypatch.setattr(sweeps, "HydraConfig", SimpleNamespace(get=lambda: hydra))
+    monkeypatch.setattr(sweeps, "sweeping", lambda: True)
+    monkeypatch.setattr(sweeps, "cores", lambda: 8)
+    assert sweeps.side_by_side() == (runs, 7)
+
+
+def test_a_run_in_a_process_of_its_own_returns_its_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    start = subprocess.Popen
+
+    def popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        commands.append(command)
+        return start(["true"], **options)
+
+    given = ["seed=1", "resume=old", "sweep.resume=sweep"]
+    overrides = {"overrides": {"task": given}, "runtime": {"output_dir": str(tmp_path)}}
+    hydra = OmegaConf.create(overrides)
+    monkeypatch.setattr(sweeps, "HydraConfig", SimpleNamespace(get=lambda: hydra))
+    monkeypatch.setattr(sweeps.subprocess, "Popen", popen)
+    cfg = OmegaConf.create({"monitor": "val/loss", "resume": str(tmp_path)})
+    content = {"state": "done", "val/loss": 0.5, "best_val/loss": 0.25}
+    records.write_result(tmp_path, content)
+    assert sweeps.run_apart("litvision.train", cfg) == 0.25
+    assert commands[0][1:] == [
+        "-m", "litvision.train", "seed=1", "hydra.mode=RUN", f"hydra.run.dir='{tmp_path}'",
+        f"resume='{tmp_path}'",
+    ]  # fmt: skip
+    for word, error in (("pruned", PrunedError), ("failed", UserError)):
+        records.write_result(tmp_path, {**content, "state": word, "error": "because"})
+        with pytest.raises(error, match="because"):
+            sweeps.run_apart("litvision.train", cfg)
+    records.write_result(tmp_path, {**content, "state": "running"})  # it was killed, say
+    with pytest.raises(UserError, match="its process ended with exit code 0; the lines above"):
+        sweeps.run_apart("litvision.train", cfg)
+
+
+def test_another_state_leaves_the_rest_of_a_result_as_it_is(tmp_path: Path) -> None:
+    records.write_result(tmp_path, {"state": "running", "overrides": ["a=1"], "val/loss": 0.5})
+    sweeps.set_state(tmp_path, "failed", "why")
+    expected = {"state": "failed", "overrides": ["a=1"], "val/loss": 0.5, "error": "why"}
+    assert records.read_result(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "word", "bug"),
+    [(ValueError("bad\nmore"), "failed", True), (PrunedError("bad"), "pruned", False)],
+)
+def test_a_failure_is_printed_and_written_where_the_run_had_begun(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    word: str,
+    bug: bool,
+) -> None:
+    places = {"runtime": {"output_dir": str(tmp_path / "3")}, "overrides": {"task": ["b=2"]}}
+    hydra = OmegaConf.create(places)
+    monkeypatch.setattr(sweeps, "HydraConfig", SimpleNamespace(get=lambda: hydra))
+    for before in ({}, {"overrides": ["a=1"], "epochs": 2}):
+        records.write_result(tmp_path / "3", before)
+        sweeps.record_failure(error, bug)
+        begun = before or {"overrides": ["b=2"]}
+        expected = {**begun, "state": word, "error": "bad"}
+        assert records.read_result(tmp_path / "3") == expected
+        told = capsys.readouterr().err
+        assert told.endswith(f"run 3 {word}: bad\n")
+        assert ("Error: bad" in told) == bug

@@ -13,7 +13,7 @@ import litvision
 import test_evaluate
 from conftest import Run
 from litvision.classifier import ImageClassifier
-from litvision.tta import FlipAverage, FlipShiftAverage, average
+from litvision.tta import FlipAverage, FlipShiftAverage, Tta, average
 from test_evaluate import EVALUATE, Trained, evaluation
 from tiny import TinyLinear
 
@@ -36,7 +36,7 @@ def test_six_views_have_their_weights() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images[:, :, 2, 1]
 
-    images = torch.arange(25.0).view(1, 1, 5, 5)
+    images = torch.arange(25.0).square().view(1, 1, 5, 5)  # each corner counts otherwise
     found = FlipShiftAverage(OnePixel())(images)
     where, mirrored = images[0, 0, 2, 1], images[0, 0, 2, 3]
     up_left, down_right = (
@@ -52,6 +52,26 @@ def test_null_leaves_a_classifier_as_it_is() -> None:
     classifier = ImageClassifier(network)
     average(classifier, None)
     assert classifier.network is network
+
+
+@pytest.mark.parametrize(("tta", "kind"), [("flip", FlipAverage), ("flip_shift", FlipShiftAverage)])
+def test_each_way_of_averaging_has_its_name(tta: Tta, kind: type[FlipAverage]) -> None:
+    classifier = ImageClassifier(TinyLinear(num_classes=4))
+    average(classifier, tta)
+    assert type(classifier.network) is kind
+    assert classifier(torch.zeros(2, 3, 6, 9)).shape == (2, 4)
+
+
+def test_views_of_a_picture_that_is_no_square_are_of_its_size() -> None:
+    sizes: list[torch.Size] = []
+
+    class Sizes(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(images.shape)
+            return images[:, 0, 0]
+
+    FlipShiftAverage(Sizes())(torch.zeros(2, 1, 4, 6))
+    assert sizes == [(2, 1, 4, 6)] * 6
 
 
 def test_evaluate_averages(trained: Trained, run: Run, tmp_path: Path) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from litvision.batches import Batch
 from litvision.callbacks.best_checkpoint import BestCheckpoint
+from litvision.callbacks.last_checkpoint import LastCheckpoint
 from litvision.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from litvision.classifier import ImageClassifier, NonFiniteLossError
 from litvision.errors import UserError
@@ -259,6 +261,7 @@ def test_the_rule_and_the_best_checkpoint_forget(tmp_path: Path) -> None:
     best.forget()
     assert (plateau.schedule.best, plateau.schedule.num_bad_epochs) == (float("inf"), 0)
     assert best.check_monitor_top_k(trainer, torch.tensor(9.0))
+    assert best.best_epoch is None
 
 
 def test_an_infinite_metric_is_never_the_best(tmp_path: Path) -> None:
@@ -266,3 +269,80 @@ def test_an_infinite_metric_is_never_the_best(tmp_path: Path) -> None:
     _, trainer = run(tmp_path, [0.1], best)
     assert not best.check_monitor_top_k(trainer, torch.tensor(float("inf")))
     assert best.check_monitor_top_k(trainer, torch.tensor(0.2))
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        (("old", "new"), "old"),  # the old one is still the best
+        (("new",), "new"),  # the folder was moved
+        ((), "old"),
+    ],
+)
+def test_the_best_is_looked_for_where_it_is_now(
+    tmp_path: Path, there: tuple[str, ...], expected: str
+) -> None:
+    old, new = (BestCheckpoint(tmp_path / name, monitor="val/loss") for name in ("old", "new"))
+    path = str(tmp_path / "old" / "best.ckpt")
+    old.best_model_path = old.kth_best_model_path = path
+    old.best_model_score = old.kth_value = torch.tensor(0.5)
+    old.best_k_models = {path: torch.tensor(0.5)}
+    old._best_epoch = 3
+    for name in there:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.ckpt").touch()
+    new.load_state_dict(old.state_dict())
+    found = str(tmp_path / expected / "best.ckpt")
+    assert (new.best_model_path, new.kth_best_model_path) == (found, found)
+    assert new.best_k_models == {found: torch.tensor(0.5)}
+    assert (new.best_model_score, new.kth_value, new.best_epoch) == (0.5, 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("cut", "validates", "batches", "saves"),
+    [
+        (False, True, [2], True),
+        (True, True, [2], False),  # `last.ckpt` goes on within the epoch
+        (False, True, [0], False),  # the data have nothing to validate
+        (False, False, [0], True),  # nothing shall be validated
+    ],
+)
+def test_only_a_whole_epoch_can_be_the_best(
+    monkeypatch: pytest.MonkeyPatch, cut: bool, validates: bool, batches: list[int], saves: bool
+) -> None:
+    saved: list[Any] = []
+    monkeypatch.setattr(ModelCheckpoint, "on_train_epoch_end", lambda *a: saved.append(a))
+    monkeypatch.setattr(BestCheckpoint, "is_of_this_epoch", lambda *_: True)
+    last = LastCheckpoint()
+    last.cut = cut
+    trainer: Any = SimpleNamespace(
+        callbacks=[last], enable_validation=validates, num_val_batches=batches
+    )
+    BestCheckpoint(monitor="train/loss").on_train_epoch_end(trainer, Scripted([]))
+    assert bool(saved) == saves
+
+
+def test_the_best_by_training_is_saved_at_an_epochs_end_however_often_it_is_validated() -> None:
+    trainer: Any = SimpleNamespace(val_check_interval=0.5, check_val_every_n_epoch=1)
+    assert BestCheckpoint(monitor="train/loss")._should_save_on_train_epoch_end(trainer)
+
+
+@pytest.mark.parametrize(
+    ("ends", "can", "saved"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_a_run_that_ends_within_an_epoch_is_saved_there_if_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool, can: bool, saved: bool
+) -> None:
+    paths: list[Path] = []
+    steps: list[int] = []
+    monkeypatch.setattr("litvision.callbacks.last_checkpoint.ends_here", lambda _: ends)
+    monkeypatch.setattr("litvision.callbacks.last_checkpoint.can_save", lambda _: can)
+    monkeypatch.setattr(ModelCheckpoint, "on_train_batch_end", lambda *a: steps.append(a[-1]))
+    last = LastCheckpoint(tmp_path, "last")
+    trainer: Any = SimpleNamespace(save_checkpoint=paths.append)
+    last.on_train_batch_end(trainer, Scripted([]), None, None, 7)
+    assert paths == ([tmp_path / "last.ckpt"] if saved else [])
+    assert last.cut == saved
+    assert steps == [7]  # `every_n_train_steps` counts on
+    last.on_train_epoch_start(trainer, Scripted([]))
+    assert not last.cut
