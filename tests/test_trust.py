@@ -309,6 +309,9 @@ DATA = {
 def test_where_to_download_from_and_write_to_is_not_for_a_file_to_say() -> None:
     more = {"url": "http://example.com/x", "cache_dir": "/tmp/x", "num_workers": 99}
     assert trust.trusted_data(DATA | more, [], "a.ckpt") == DATA
+    nested = DATA | {"source": {**DATA["source"], **more}}
+    assert trust.trusted_data(nested, [], "a.ckpt") == DATA
+    assert trust.trusted_data(nested, ["litvision.*"], "a.ckpt") == DATA
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,15 @@ def trusted_data(data: Any, trust: Iterable[str], path: str | Path) -> dict[str,
         return source and _is_class(target, object, ("litvision.sources",))
 
     _refuse_untrusted(data, allowed, trust, path)
-    return {key: value for key, value in data.items() if key not in NOT_THE_FILES}
+    own: dict[str, Any] = _without(data, NOT_THE_FILES)  # the source takes these options, too
+    return own
+
+
+def _without(config: Any, keys: Iterable[str]) -> Any:
+    """Return nested dicts without these keys."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _without(value, keys) for key, value in config.items() if key not in keys}
 
 
 def plain(value: Any, depth: int = 0) -> bool:
