@@ -15,6 +15,7 @@ from litvision.assemble import assemble, total_steps
 from litvision.errors import UserError
 from litvision.optimizers import unfit_for_muon
 from litvision.preflight import check_strategy, trial_optimizer, try_optimizer
+from litvision.resume import same_options
 
 
 def test_assemble_builds_what_the_config_says_and_saves_it_resolved(compose_train: Compose) -> None:
@@ -124,6 +125,29 @@ def test_a_run_too_short_for_its_schedule_is_refused(compose_train: Compose) -> 
         assemble(compose_train("scheduler=one_cycle", "trainer.max_steps=4"))
 
 
+def test_resuming_with_other_data_is_refused_before_these_are_read(
+    compose_train: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = assemble(compose_train("logger=none"))
+    run.trainer.fit(run.classifier, run.datamodule)
+    monkeypatch.setattr("litvision.assemble.build_datamodule", pytest.fail)
+    with pytest.raises(UserError) as caught:
+        assemble(compose_train(f"resume={tmp_path}/run", "data.val_fraction=0.2"))
+    assert str(caught.value) == (
+        "resume: the checkpoint was trained with data.val_fraction=0.1, and this command says 0.2: "
+        "give the same options as then."
+    )
+
+
+def test_another_source_is_named_before_its_options(compose_train: Compose) -> None:
+    cfg = compose_train()
+    before = OmegaConf.to_container(cfg, resolve=True)
+    before["data"]["source"]["_target_"] = "another.Source"
+    before["data"] |= {"seed": 7, "batch_size": 3}
+    with pytest.raises(UserError, match=r"with data\.source\._target_=another\.Source, and this"):
+        same_options(before, cfg)
+
+
 def test_resuming_with_other_options_is_refused(compose_train: Compose) -> None:
     made = assemble(compose_train("logger=none", "trainer.max_epochs=1"))
     made.trainer.fit(made.classifier, made.datamodule)
@@ -132,7 +156,7 @@ def test_resuming_with_other_options_is_refused(compose_train: Compose) -> None:
     for override, key in (
         ("optimizer.lr=0.5", "optimizer.lr=0.01, and this command says 0.5"),
         ("data.batch_size=8", "data.batch_size=16, and this command says 8"),
-        ("scheduler=cosine", "scheduler.T_max=None, and this command says 4"),
+        ("scheduler=cosine", "scheduler._target_=None, and this command says torch.optim"),
         ("model.network._target_=tiny.TinyLinear", "model.network._target_=tiny.TinyNet, and"),
     ):
         with pytest.raises(UserError, match=r"^resume: the checkpoint was trained with ") as error:

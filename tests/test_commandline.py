@@ -13,6 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import Run
+from litvision import commandline
 from litvision.commandline import new_folder
 from litvision.configs import CONF, nearest
 
@@ -44,8 +45,12 @@ MODELS = ", ".join(sorted({path.stem for path in (CONF / "model").glob("*.yaml")
             "error: 'data.classes=[a' cannot be read: no viable alternative at input '[a'. Write ",
         ),
         (
+            "data.classes=[ä]",
+            "error: 'data.classes=[ä]' cannot be read: a character in it means nothing outside ",
+        ),
+        (
             "monitor=ä",
-            "error: 'monitor=ä' cannot be read: a character in it means nothing outside quotes.",
+            "error: monitor='ä' does not fit: it takes train/loss or train/acc or ",
         ),
         ("model=true", f"error: model=true: name a choice. All of model: {MODELS}."),
         ("logger=3", "error: logger=3: name a choice, or take single parts out: callbacks.<name>"),
@@ -95,6 +100,28 @@ def test_a_value_that_does_not_fit_is_found_before_data_are_read(tmp_path: Path,
         "error: data.batch_size=0 does not fit: it takes an integer from 1."
     ]
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("data.root=data/größe", "data.root='data/größe'"),
+        ("input=犬 und Katze.jpg", "input='犬 und Katze.jpg'"),
+        ("data.root='größe'", "data.root='größe'"),
+        ("data.classes=[bär,kuh]", "data.classes=[bär,kuh]"),
+        ("data.root=größe,höhe", "data.root=größe,höhe"),
+        ("data.root=plain", "data.root=plain"),
+        ("--config-dir=größe", "--config-dir=größe"),
+    ],
+)
+def test_letters_beyond_ascii_need_no_quotes(typed: str, read: str) -> None:
+    assert commandline._quoted(typed) == read
+
+
+def test_a_folder_with_an_umlaut_is_found(run: Run) -> None:
+    done = run("train", "data=image_folder", "data.root=größe")
+    assert done.returncode == 1
+    assert "no folder größe/train" in done.stderr
 
 
 def test_a_run_that_did_not_begin_leaves_no_folder_but_nothing_of_anybody_is_lost(

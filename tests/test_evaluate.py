@@ -111,7 +111,9 @@ def test_other_pictures_need_no_training_split(trained: Trained, run: Run, tmp_p
     found = evaluation(tmp_path)
     assert (found["acc/red"], found["acc/green"], found["acc/blue"]) == (1.0, None, 1.0)
     assert "pictures         8\n" in done.stdout
-    assert "left out the pictures of classes not in data.classes: violet" in done.stdout
+    assert (
+        "left out the pictures of classes that the classifier does not know: violet" in done.stdout
+    )
 
 
 def test_a_class_that_came_later_is_not_taken_for_one_of_the_logits(
@@ -124,7 +126,9 @@ def test_a_class_that_came_later_is_not_taken_for_one_of_the_logits(
     done = run("evaluate", f"checkpoint={trained.checkpoint}", f"data.root={grown}", *EVALUATE)
     assert done.returncode == 0, done.stderr
     assert evaluation(tmp_path)["test/acc"] == 1.0
-    assert "left out the pictures of classes not in data.classes: amber" in done.stdout
+    assert (
+        "left out the pictures of classes that the classifier does not know: amber" in done.stdout
+    )
 
 
 def test_what_is_typed_of_chosen_data_counts(trained: Trained, run: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from litvision.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from litvision.callbacks.save_on_signal import SaveOnSignal
 from litvision.classifier import NonFiniteLossError
 from litvision.errors import Interrupted, UserError
-from litvision.resume import other_pictures
+from litvision.resume import other_pictures, same_run
 
 # 30 pictures to train on: 4 steps an epoch.
 OPTIONS = [
@@ -146,6 +147,44 @@ def test_what_the_weights_depend_on_cannot_change(
     fit(compose_train(*OPTIONS, *before.split(";")))
     with pytest.raises(UserError, match=message):
         fit(compose_train(*OPTIONS, *after.split(";"), f"resume={tmp_path}/run"))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        ({}, {}, None),
+        *[
+            ({"callbacks": {name: {"a": 1}}}, {"callbacks": None}, f"with callbacks.{name}, and")
+            for name in ("ema", "finetuning", "pruning", "sparsity_2_4", "warmup", "whitening")
+        ],
+        *[
+            ({}, {"callbacks": {name: {"a": 1}}}, f"without callbacks.{name}, which is for a whole")
+            for name in ("finetuning", "whitening")
+        ],
+        ({}, {"callbacks": {"ema": {"a": 1}}}, None),
+        ({"callbacks": {"ema": None}}, {"callbacks": {"whitening": None}}, None),
+        ({"scheduler": {"x": 1}}, {"scheduler": None}, "with scheduler.x=1, and this command says"),
+        ({"data": {"batch_size": 8}}, {"data": {"batch_size": 9}}, "with data.batch_size=8, and"),
+        ({}, {"data": {"mix": "cutmix"}}, "with data.mix=None, and this command says cutmix"),
+        ({"optimizer": {"lr": 1}}, {"optimizer": {"lr": 2}}, "with optimizer.lr=1, and"),
+        ({"model": {"x": {"y": 1}}}, {"model": {"x": {"y": 2}}}, "with model.x.y=1, and this"),
+        ({"mode": "min"}, {"mode": "max"}, "with mode=min, and this command says max"),
+        ({"data": {"eval_batch_size": 1}}, {"data": {"eval_batch_size": 2}}, None),
+        ({"data": {"source": {"root": "a"}}}, {"data": {"source": {"root": "b"}}}, None),
+        ({"model": {"compile": True}}, {"model": {"compile": False}}, None),
+        ({"trainer": {"max_epochs": 1}}, {"trainer": {"max_epochs": 2}}, None),
+    ],
+)
+def test_what_may_change_and_what_may_not(
+    before: dict[str, Any], now: dict[str, Any], message: str | None
+) -> None:
+    datamodule: Any = SimpleNamespace(classes=("a", "b"))
+    then = {"classes": ["a", "b"], "config": before}  # without pictures, as in an older file
+    if message is None:
+        same_run(then, now, datamodule)
+    else:
+        with pytest.raises(UserError, match=re.escape(message)):
+            same_run(then, now, datamodule)
 
 
 def test_pictures_that_have_come_since_are_noticed(compose_train: Compose, tmp_path: Path) -> None:

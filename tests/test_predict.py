@@ -16,10 +16,12 @@ from PIL import Image
 import litvision
 from conftest import Run, run_command, write_image_folder
 from litvision import figures
+from litvision.classifier import ImageClassifier
 from litvision.errors import UserError
 from litvision.predict import find
 from litvision.predictor import Answer, Predictor
 from litvision.sources.decode import decode
+from tiny import TinyLinear
 
 TRAIN = (
     "data=image_folder",
@@ -134,6 +136,15 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_not_lost(
     assert last.startswith("error: 3 of 7 files could not be read, as said above;")
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 1 + 4
     assert not list(tmp_path.glob("*.part"))
+    options[1] = f"input={folder}/words.png"
+    done = run("predict", *options, f"output={tmp_path}/b.csv")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        words,
+        f"error: input={folder}/words.png: none of 1 files could be read, as said above. Give "
+        "pictures.",
+    ]
+    assert not list(tmp_path.glob("b.csv*"))
 
 
 def test_input_is_a_file_a_folder_or_a_pattern(tmp_path: Path) -> None:
@@ -271,3 +282,46 @@ def test_an_answer_about_two_classes_names_both() -> None:
     answer = Answer(("a", "b"), torch.tensor([0.25, 0.75]))
     assert answer.top() == [("b", 0.75), ("a", 0.25)]
     assert repr(answer) == "Answer(b 75.0%, a 25.0%)"
+
+
+def test_the_first_five_are_named_where_nothing_else_is_said() -> None:
+    answer = Answer(tuple("abcdefg"), torch.tensor([0.1, 0.2, 0.0, 0.3, 0.25, 0.05, 0.1]))
+    assert [name for name, _ in answer.top()][:3] == ["d", "e", "b"]
+    assert len(answer.top()) == 5
+
+
+@pytest.fixture
+def wide() -> Predictor:
+    """Takes pictures of 2 x 3 pixels."""
+    classifier = ImageClassifier(TinyLinear(num_classes=2))
+    card = {"classes": ["a", "b"], "image_size": [2, 3], "mean": [0.5] * 3, "std": [0.25] * 3}
+    classifier.card = card
+    return Predictor(classifier, device="cpu")
+
+
+def test_pictures_have_the_height_and_width_of_the_card(wide: Predictor) -> None:
+    assert wide.image_size == (2, 3)
+    values = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 13
+    np.testing.assert_array_equal(wide.prepare(values), values)
+    np.testing.assert_array_equal(wide.prepare(values.astype(np.float32) / 255), values)
+    learned = torch.from_numpy(values).permute(2, 0, 1).float().div(255).requires_grad_()
+    np.testing.assert_array_equal(wide.prepare(learned), values)
+    clear = np.dstack([values, np.full((2, 3), 255, np.uint8)])
+    np.testing.assert_array_equal(wide.prepare(clear), values)
+    assert (wide.prepare(np.full((2, 3), 0.999)) == 255).all()  # rounded, not cut off
+    column = np.full((4, 1), 7, np.uint8)
+    np.testing.assert_array_equal(wide.prepare(column), np.full((2, 3, 3), 7))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.zeros((4, 5, 2), np.uint8), r"shape \[4, 5, 2\]"),
+        (np.full((4, 4), -0.5), "float values go from 0 to 1, and not from -0.5 to -0.5"),
+    ],
+)
+def test_two_channels_and_values_below_zero_are_refused(
+    wide: Predictor, wrong: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        wide(wrong)

@@ -267,6 +267,20 @@ def test_a_warm_up_of_ones_own_counts(compose_train: Compose) -> None:
     assert (cfg.callbacks.warmup.epochs, cfg.callbacks.warmup.start) == (2, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("auto_scaled=null", r"^auto_scaled=null does not fit: it takes the lr, batch_size and"),
+        ("+callbacks.batch_size_finder=true", r"^callbacks\.batch_size_finder=True does not fit"),
+    ],
+)
+def test_what_is_no_group_of_options_is_one_line(
+    compose_train: Compose, override: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        rates(compose_train("optimizer.lr=auto_scaled", override, *QUIET))
+
+
 def test_warm_up_and_one_cycle_are_refused(compose_train: Compose) -> None:
     cfg = compose_train("callbacks=warmup", "scheduler=one_cycle", "trainer.max_epochs=3", *QUIET)
     with pytest.raises(UserError, match=r"^callbacks\.warmup: scheduler=one_cycle raises the rate"):

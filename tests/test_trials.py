@@ -88,7 +88,16 @@ class Asserts(TinyNet):
     """Takes pictures of one size, which it asserts, as torchvision's transformers do."""
 
     def forward(self, images: Tensor) -> Tensor:
-        torch._assert(images.shape[2] == 224, "Wrong image height!")
+        torch._assert(images.shape[2] == 224, "Wrong image height! Expected 224 but got 32!")
+        return super().forward(images)
+
+
+class OfLargePictures(TinyNet):
+    """Has an output for training that is no good for small pictures, as Inception does."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            raise RuntimeError("Output size is too small")
         return super().forward(images)
 
 
@@ -198,7 +207,14 @@ def test_channels_last_is_picked_where_it_is_faster_and_taken(
         ),
         (
             "Asserts",
-            "model.network refuses a picture of shape [1, 3, 32, 32]: Wrong image height!",
+            "model.network refuses a picture of shape [1, 3, 32, 32]: Wrong image height! Expected "
+            "224 but got 32! Give data.image_size=224, or a network for other sizes.",
+        ),
+        (
+            "OfLargePictures",
+            "model.network refuses pictures of shape [8, 3, 32, 32] while it trains: Output size "
+            "is too small. Larger ones may do, by data.image_size, or fewer outputs, by "
+            "+model.network.aux_logits=false where it has that.",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -7,6 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from omegaconf import OmegaConf
 from pydantic import Field
+from torch import Tensor
 
 from litvision.errors import UserError
 from litvision.validation import check, check_value, describe
@@ -43,6 +45,8 @@ def test_values_that_fit(value: Any, annotation: Any) -> None:
             "key=1.0 does not fit: it takes a number above 0 below 1.",
         ),
         (None, int, "key=null does not fit: it takes an integer."),
+        (math.nan, float, "key=nan does not fit (not finite): it takes a number."),
+        (math.inf, float | Tensor, "key=inf does not fit (not finite): it takes a number."),
         (
             "wrap",
             Literal["zero", "reflect"],

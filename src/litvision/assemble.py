@@ -39,7 +39,7 @@ from litvision.preflight import (
     parts,
     try_optimizer,
 )
-from litvision.resume import same_run, which_pictures
+from litvision.resume import same_options, same_run, which_pictures
 from litvision.scaling import check_scaled, scale_learning_rate
 from litvision.trials import try_network, try_one_picture
 
@@ -100,7 +100,9 @@ def assemble(cfg: DictConfig) -> Run:
     if scaled:
         check_scaled(cfg)
     resume_from, resumed = find_checkpoint(cfg.resume)
-    if resumed is None and cfg.init_from not in (None, IMAGENET):
+    if resumed is not None:
+        same_options(resumed["litvision"]["config"], cfg)
+    elif cfg.init_from not in (None, IMAGENET):
         checkpoints.read(checkpoints.find(cfg.init_from), "init_from")
     trainer = build_trainer(cfg)
     check_strategy(trainer.strategy, cfg)

@@ -98,9 +98,10 @@ def read(path: str | Path, key: str = "checkpoint") -> dict[str, Any]:
     """
     path = Path(path)
     if not path.exists():
+        other = "; or imagenet" if key == "init_from" else ""
         raise UserError(
             f"There is no checkpoint at {path}: give {key}=<a run's folder, or a file in its "
-            "checkpoints folder>."
+            f"checkpoints folder{other}>."
         )
     if path.is_dir():
         raise UserError(

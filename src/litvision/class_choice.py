@@ -47,7 +47,10 @@ def choose(images: Images, names: list[str], every: bool) -> tuple[Images, Tenso
         )
     others = [name for name in images.classes if name not in names]
     if others and not every:
-        log.warning("left out the pictures of classes not in data.classes: %s", ", ".join(others))
+        log.warning(
+            "left out the pictures of classes that the classifier does not know: %s",
+            ", ".join(others),
+        )
     number = torch.tensor([names.index(n) if n in names else -1 for n in images.classes])
     labels = number[images.labels]
     chosen = replace(images, labels=labels, classes=tuple(names))

@@ -102,7 +102,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             os.environ.setdefault(ASKED, "1" if WANTS_TRACEBACKS else "0")
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every exception on to us
             logging.raiseExceptions = WANTS_TRACEBACKS  # a log that cannot be written is no bug
-            arguments = _named(sys.argv[1:])
+            arguments = _named([_quoted(argument) for argument in sys.argv[1:]])
             sys.argv[1:] = [*arguments, *_implied(arguments)]
             if _sweeps(sys.argv[1:]):
                 from litvision.study import StudySweeper
@@ -152,6 +152,13 @@ def mistakes_in_one_line(command: str = "") -> Iterator[None]:
         if mistakes.is_bug(error):
             raise
         stop(mistakes.message_of(error))
+
+
+def _quoted(argument: str) -> str:
+    """Return an override whose value has letters beyond ASCII as Hydra's grammar takes it."""
+    key, equals, value = argument.partition("=")
+    plain = value.isascii() or any(sign in value for sign in "'\"[]{}(),$\\")
+    return argument if plain or key.startswith("-") else f"{key}{equals}'{value}'"
 
 
 def _named(arguments: list[str]) -> list[str]:

@@ -45,9 +45,10 @@ def initialize(
 ) -> Initialization:
     """Copy into `network` whatever fits of trained weights, but not the last layer.
 
-    The last layer is the last module with parameters of its own; it stays as it was initialised,
-    for the new classes, and so does a tensor of another shape (`conv1.weight` of ImageNet's
-    networks, or of one for grey pictures).
+    The last layer is the last module with parameters of its own, and where timm says that a network
+    has several that give logits, all of them; it stays as it was initialised, for the new classes,
+    and so does a tensor of another shape (`conv1.weight` of ImageNet's networks, or of one for grey
+    pictures).
 
     Args:
         network: changed in place.
@@ -59,10 +60,10 @@ def initialize(
         UserError: they cannot be read or downloaded, are another network's, or none fits.
     """
     source, theirs = _read(network, init_from, built_by or {})
-    head = last_layer(network)
+    heads = tuple(f"{name}." for name in last_layers(network))
     ours = network.state_dict()
-    body = [name for name in ours if not name.startswith(f"{head}.")]
-    others = [name for name in theirs if not name.startswith(f"{head}.")]
+    body = [name for name in ours if not name.startswith(heads)]
+    others = [name for name in theirs if not name.startswith(heads)]
     missing = [name for name in body if name not in theirs]
     unexpected = [name for name in others if name not in ours]
     if missing or unexpected:
@@ -85,8 +86,11 @@ def initialize(
     return Initialization(source, loaded, [name for name in ours if name not in loaded])
 
 
-def last_layer(network: nn.Module) -> str:
-    """Return the name of the last module, in the order of definition, with own parameters.
+def last_layers(network: nn.Module) -> list[str]:
+    """Return the names of the modules that give logits.
+
+    That is the last one, in the order of definition, with parameters of its own, and what timm
+    notes of its networks, some of which have two or more (distilled ones, for example).
 
     Raises:
         UserError: the network is a single layer.
@@ -96,7 +100,8 @@ def last_layer(network: nn.Module) -> str:
         raise UserError(
             f"init_from: {type(network).__name__} has no layer before its last: nothing to load."
         )
-    return names[-1]
+    noted = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return [names[-1], *([noted] if isinstance(noted, str) else noted)]
 
 
 def _read(

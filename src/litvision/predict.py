@@ -58,12 +58,18 @@ def main(cfg: DictConfig) -> int:
         with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             top_k = min(cfg.top_k, len(predictor.classes))
             first, unreadable = write(stream, answers(predictor, files, cfg), top_k)
-        part.replace(output)
+        if len(unreadable) < len(files):
+            part.replace(output)
     except OSError as error:
         raise UserError(f"output={output} cannot be written ({error}).") from error
     finally:
         part.unlink(missing_ok=True)
     count = len(files) - len(unreadable)
+    if not count:
+        raise UserError(
+            f"input={cfg.input}: none of {len(files)} files could be read, as said above. Give "
+            "pictures."
+        )
     print("\n".join(lines(first, count)))
     print(f"{count:,} picture{'' if count == 1 else 's'}; all answers: {output}")
     if cfg.figure and first:

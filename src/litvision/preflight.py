@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -231,11 +232,25 @@ def parts(name: str) -> Iterator[None]:
         yield
     except (ValueError, MisconfigurationException) as error:
         raise UserError(f"{name}: {' '.join(str(error).split())}") from error
-    except TypeError as error:
-        # Of an option that it does not have, a package's function tells only when it is called. A
+    except (TypeError, KeyError, OSError) as error:
+        # A package's function tells of options only when it is called, in one way or another. A
         # mistake in somebody's own code keeps its traceback.
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        own = "site-packages" not in Path(frame.f_code.co_filename).parts
-        if own or "unexpected keyword argument" not in str(error):
+        if not _of_a_package(error):
             raise
-        raise UserError(f"{name}: {first_line(error)}: leave that option out.") from error
+        text = f"it knows no {error}" if isinstance(error, KeyError) else first_line(error)
+        unknown = "unexpected keyword argument" in text
+        hint = ": leave that option out." if unknown else ""
+        raise UserError(f"{name}: {text}{hint}") from error
+
+
+def _of_a_package(error: BaseException) -> bool:
+    """Say whether an error comes out of an installed package, called by its name in a config."""
+    files = [Path(f.f_code.co_filename) for f, _ in traceback.walk_tb(error.__traceback__)]
+    inside = ["site-packages" in file.parts for file in files]
+    if True not in inside:
+        return False
+    standard = Path(sysconfig.get_path("stdlib"))
+    return not any(
+        file.is_absolute() and not within and not file.is_relative_to(standard)
+        for file, within in list(zip(files, inside, strict=True))[inside.index(True) :]
+    )

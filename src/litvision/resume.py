@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
@@ -43,7 +46,33 @@ def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataM
             f"resume: the checkpoint was trained on the classes {', '.join(before['classes'])}, "
             f"and the data now have {', '.join(datamodule.classes)}: give the same as then."
         )
-    pictures, before = before.get("pictures"), before["config"]  # none in an older file
+    pictures = before.get("pictures")  # none in an older file
+    _same_options(before["config"], now)
+    if pictures is not None and (how := other_pictures(pictures, which_pictures(datamodule))):
+        raise UserError(
+            f"resume: the pictures have changed, {how}, and others "
+            "would be set aside for validation. Bring them back, or begin a run with "
+            "init_from=<this one's folder>."
+        )
+
+
+def same_options(before: dict[str, Any], cfg: DictConfig) -> None:
+    """Refuse what `same_run` would, before any picture is read, or downloaded in vain.
+
+    Args:
+        before: the config that the checkpoint holds.
+        cfg: of the run that goes on.
+    """
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):  # what is known with the data
+        for key in ("num_classes", "image_size", "total_steps"):
+            cfg[key] = before.get(key)
+        cfg.data.classes = at(before, "data.classes")
+    now: Any = OmegaConf.to_container(cfg, resolve=True)
+    _same_options(before, now)
+
+
+def _same_options(before: dict[str, Any], now: dict[str, Any]) -> None:
     old, new = ({k for k, v in (c.get("callbacks") or {}).items() if v} for c in (before, now))
     for name in sorted((old & BOUND) - new):
         raise UserError(
@@ -55,6 +84,14 @@ def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataM
             f"resume: the checkpoint was trained without callbacks.{name}, which is for a whole "
             "run: leave it out, or begin a run with init_from=<this one's folder>."
         )
+    found = "callbacks.batch_size_finder.apply"
+    applied, applies = (bool(at(config, found)) for config in (before, now))
+    if applied != applies:
+        with_or_out = "with" if applied else "without"
+        raise UserError(
+            f"resume: the checkpoint was trained {with_or_out} {found}=true, by whose search the "
+            "size of its batches is settled: give the same callbacks as then."
+        )
     free = {"root", "url", "cache_dir", "on_error", "num_workers", "decode_workers"}
     free |= {"eval_batch_size", "compile", "channels_last", "splits"}
     compared = ["model", "data", "optimizer", "scheduler", "monitor", "mode"]
@@ -62,15 +99,10 @@ def same_run(before: dict[str, Any], now: dict[str, Any], datamodule: ImageDataM
         compared += [f"callbacks.sparsity_2_4.{k}" for k in ("exclude", "except_first_and_last")]
     for part in compared:
         was, says = flat(at(before, part), part), flat(at(now, part), part)
-        for key in sorted(was.keys() | says.keys()):
+        # What it is first, then its options.
+        for key in sorted(was.keys() | says.keys(), key=lambda k: ("_target_" not in k, k)):
             if was.get(key) != says.get(key) and key.rpartition(".")[2] not in free:
                 raise UserError(
                     f"resume: the checkpoint was trained with {key}={was.get(key)}, and this "
                     f"command says {says.get(key)}: give the same options as then."
                 )
-    if pictures is not None and (how := other_pictures(pictures, which_pictures(datamodule))):
-        raise UserError(
-            f"resume: the pictures have changed, {how}, and others "
-            "would be set aside for validation. Bring them back, or begin a run with "
-            "init_from=<this one's folder>."
-        )

@@ -31,12 +31,17 @@ def scale_learning_rate(cfg: DictConfig) -> str | None:
     if cfg.optimizer.get("lr") != WORD:
         return None
     base = cfg.auto_scaled
+    if not isinstance(base, DictConfig) or base._is_none():
+        raise UserError(
+            f"auto_scaled={'null' if base is None else base} does not fit: it takes the lr, "
+            f"batch_size and warmup_epochs that optimizer.lr={WORD} is reckoned from."
+        )
     check_value("auto_scaled.lr", base.lr, Annotated[float, Field(gt=0)])
     check_value("auto_scaled.batch_size", base.batch_size, Annotated[int, Field(ge=1)])
     check_value("auto_scaled.warmup_epochs", base.warmup_epochs, Annotated[float, Field(ge=0)])
     check_value("data.batch_size", cfg.data.batch_size, Annotated[int, Field(ge=1)])
-    finder = (cfg.callbacks or {}).get("batch_size_finder") or {}
-    if finder.get("apply"):
+    finder = (cfg.callbacks or {}).get("batch_size_finder")
+    if isinstance(finder, DictConfig) and finder.get("apply"):
         raise UserError(
             "callbacks.batch_size_finder.apply=true changes the batch that optimizer.lr="
             f"{WORD} follows: give optimizer.lr a number, or apply=false and the size found as "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import suppress
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # What networks raise that do not take a picture; torchvision's transformers assert.
 REFUSALS = (ValueError, RuntimeError, AssertionError)
+# What torchvision's and timm's transformers say of a size that they are not built for.
+_SIZE = re.compile(r"Expected (\d+) but got \d+!|doesn't match model \((\d+)\)")
 
 
 def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> None:
@@ -45,10 +47,27 @@ def try_network(classifier: ImageClassifier, datamodule: ImageDataModule) -> Non
     classifier.example_input_array = picture  # for the model summary
     if network is classifier.network:
         return  # to train it would move its running statistics
-    pictures = torch.zeros(2, _channels(datamodule), *datamodule.window(0))
-    # So few may be refused where a whole batch is not.
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(*REFUSALS):
-        _check_logits(network.train()(pictures), " while it trains")
+    _try_training(network.train(), datamodule)
+
+
+def _try_training(network: nn.Module, datamodule: ImageDataModule) -> None:
+    """Send black pictures through a copy of the network in training mode."""
+    trainer: Any = datamodule.trainer
+    whole = min(datamodule.batch_size // trainer.world_size, len(datamodule.subsets["train"]))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for count in (2, max(2, whole)):  # so few may be refused where a whole batch is not
+            pictures = torch.zeros(count, _channels(datamodule), *datamodule.window(0))
+            try:
+                _check_logits(network(pictures), " while it trains")
+            except REFUSALS as error:
+                refused = error
+            else:
+                return
+    raise UserError(
+        f"model.network refuses pictures of shape {list(pictures.shape)} while it trains: "
+        f"{' '.join(str(refused).split())}. Larger ones may do, by data.image_size, or fewer "
+        "outputs, by +model.network.aux_logits=false where it has that."
+    ) from refused
 
 
 def _logits(network: nn.Module, picture: Tensor, cut: str) -> Tensor:
@@ -66,6 +85,9 @@ def _logits(network: nn.Module, picture: Tensor, cut: str) -> Tensor:
         text = " ".join(str(error).split())
         if f"expected input{list(picture.shape)} to have" in text:  # the first layer
             text += f": give model.network.in_channels={picture.shape[1]} if it has that"
+        elif other := _SIZE.search(text):
+            size = other[1] or other[2]
+            text += f" Give data.image_size={size}, or a network for other sizes."
         raise UserError(
             f"{cut}model.network refuses a picture of shape {list(picture.shape)}: {text}"
         ) from error
@@ -81,10 +103,16 @@ def _check_logits(found: Any, when: str = "") -> Tensor:
     return found
 
 
-def try_one_picture(classifier: ImageClassifier, datamodule: ImageDataModule) -> None:
+def try_one_picture(
+    classifier: ImageClassifier, datamodule: ImageDataModule, instead: str | None = None
+) -> None:
     """Where an epoch ends with a batch of one picture, see that the network can train on it.
 
     Batch normalisation of a layer of one pixel cannot: one number has no variance.
+
+    Args:
+        classifier, datamodule: of the run; a network that cannot be copied is not tried.
+        instead: what to give where it cannot; None: the next batch size that leaves none alone.
 
     Raises:
         UserError: it cannot.
@@ -100,18 +128,22 @@ def try_one_picture(classifier: ImageClassifier, datamodule: ImageDataModule) ->
     size, batch = len(datamodule.subsets["train"]), datamodule.batch_size
     if fewest(batch) > 1:
         return
-    picture = torch.zeros(1, _channels(datamodule), *datamodule.window(0))
+    trial = _copy(classifier.network)
+    if trial is None:
+        return  # the network itself would move its running statistics
+    picture = torch.zeros(1, _channels(datamodule), *datamodule.window(0), device=classifier.device)
+    devices = [classifier.device] if classifier.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            (_copy(classifier.network) or classifier.network)(picture)
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            trial(picture)
     except ValueError as error:
         sizes = (*range(batch + 1, size + 1), *range(batch - 1, 1, -1))
         fitting = next((n for n in sizes if fewest(n) > 1), None)
+        instead = instead or (f"data.batch_size={fitting}" if fitting else "more pictures")
         raise UserError(
             f"data.batch_size={batch} and {size:,} pictures make a batch of one, which the network "
-            f"cannot be trained on ({first_line(error).rstrip('.')}): give "
-            + (f"data.batch_size={fitting}, or " if fitting else "more pictures, or ")
-            + "model.network.norm=layer where the network has it."
+            f"cannot be trained on ({first_line(error).rstrip('.')}): give {instead}, or "
+            "model.network.norm=layer where the network has it."
         ) from error
 
 

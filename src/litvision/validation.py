@@ -177,7 +177,14 @@ def check_value(path: str, value: Any, annotation: Any) -> None:
     except ValidationError as error:
         shown = "null" if value is None else repr(value)
         where = ".".join(str(part) for part in error.errors()[0]["loc"] if isinstance(part, int))
-        reason = "" if not where else f" (item {where}: {error.errors()[0]['msg'].lower()})"
+        kind = error.errors()[0]["type"]
+        reason = (
+            " (not finite)"
+            if kind == "finite_number"
+            else ""
+            if not where
+            else f" (item {where}: {error.errors()[0]['msg'].lower()})"
+        )
         raise UserError(
             f"{path}={shown} does not fit{reason}: it takes {describe(annotation)}."
         ) from error
@@ -185,7 +192,9 @@ def check_value(path: str, value: Any, annotation: Any) -> None:
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+        # Neither an infinite number nor one that is none trains anything.
+        config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+        return TypeAdapter(annotation, config=config)
     except PydanticUserError:  # a model brings its own settings and refuses others
         return TypeAdapter(annotation)
 

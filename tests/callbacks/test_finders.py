@@ -105,6 +105,10 @@ def test_a_resumed_run_goes_on_with_the_batch_that_was_applied(
     rest = trained(compose_train(*options, "trainer.max_epochs=3", f"resume={tmp_path}/half"))
     assert rest.datamodule.batch_size == 30
     assert rest.trainer.global_step == 3  # of all pictures each
+    given = [*QUIET, "trainer.max_epochs=3", f"resume={tmp_path}/half"]
+    for other in ([], [*BATCH]):
+        with pytest.raises(UserError, match=r"trained with callbacks\.batch_size_finder\.apply="):
+            trained(compose_train(*given, *other))
 
 
 def test_pruning_does_not_take_what_a_finder_restores_for_a_resumed_run(
@@ -290,6 +294,25 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         trained(compose_train(*overrides, *QUIET))
+
+
+@pytest.mark.parametrize("steps", [1, 3], ids=["found", "tried"])
+def test_a_size_that_leaves_one_picture_alone_is_one_line(
+    compose_train: Compose, steps: int
+) -> None:
+    options = ["callbacks=batch_size_finder", "callbacks.batch_size_finder.init_val=16"]
+    options += ["callbacks.batch_size_finder.max_val=16", "callbacks.batch_size_finder.apply=true"]
+    options += [f"callbacks.batch_size_finder.steps_per_trial={steps}", "data.batch_size=11"]
+    options += ["data.train_size=33", "data.val_fraction=0.0", "monitor=train/loss"]
+    cfg = compose_train(*options, *QUIET, "model.network._target_=tiny.TinyFlat")
+    with pytest.raises(UserError) as caught:
+        trained(cfg)
+    message = str(caught.value)
+    assert message.startswith("data.batch_size=16 and 33 pictures make a batch of one, which the")
+    assert message.endswith(
+        ": give callbacks.batch_size_finder.max_val below that, or model.network.norm=layer where "
+        "the network has it."
+    )
 
 
 def test_several_devices_are_refused() -> None:

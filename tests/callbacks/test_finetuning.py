@@ -18,7 +18,7 @@ from litvision.assemble import Run, assemble
 from litvision.callbacks.finetuning import Finetuning
 from litvision.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from litvision.errors import UserError
-from litvision.initialize import initialize, last_layer
+from litvision.initialize import initialize, last_layers
 from litvision.networks.normalization import Norm
 from litvision.networks.resnet import ResNet18
 from litvision.networks.vgg import VGG16
@@ -306,7 +306,7 @@ def test_where_nothing_fits_it_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("network", "head"), [(ResNet18, "fc"), (VGG16, "classifier")])
 def test_the_last_layer_is_found(network: Any, head: str) -> None:
     with torch.device("meta"):
-        assert last_layer(network()) == head
+        assert last_layers(network()) == [head]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from torch.utils.data import DataLoader
 
@@ -28,6 +29,7 @@ from litvision.callbacks.provenance import Provenance, git_state
 from litvision.callbacks.result import Result
 from litvision.callbacks.throughput import Throughput
 from litvision.classifier import ImageClassifier
+from litvision.errors import Interrupted, PrunedError
 from tiny import TinyNet
 
 SGD = partial(torch.optim.SGD, lr=0.4)
@@ -86,6 +88,23 @@ def test_throughput_counts_pictures_and_not_validation_time(
 
     trainer = fit(tmp_path, Clock(), Throughput(), enable_progress_bar=False)
     assert float(trainer.callback_metrics["images_per_second"]) == pytest.approx(14 / 6)
+
+
+def test_all_devices_count_also_where_a_run_goes_on_within_an_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [50.0]
+    monkeypatch.setattr(throughput_module.time, "perf_counter", lambda: now[0])
+    logged: list[tuple[str, float]] = []
+    model: Any = SimpleNamespace(device=torch.device("cpu"), log=lambda *a: logged.append(a))
+    two = SimpleNamespace(reduce=lambda mine, reduce_op: mine * (2 if reduce_op == "sum" else 1))
+    trainer: Any = SimpleNamespace(strategy=two)
+    throughput = Throughput()
+    throughput.on_train_start(trainer, model)
+    throughput.on_train_batch_end(trainer, model, None, Batch(torch.ones(6), torch.ones(6)), 3)
+    now[0] += 4
+    throughput.on_train_epoch_end(trainer, model)
+    assert logged == [("images_per_second", 3.0)]
 
 
 def test_plain_progress_prints_one_line_an_epoch(
@@ -195,6 +214,21 @@ def test_result_of_a_run_that_fails_says_so(tmp_path: Path) -> None:
     assert "train/loss" in content
 
 
+def test_result_of_a_run_that_was_stopped_has_the_best_so_far(tmp_path: Path) -> None:
+    class Stops(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.current_epoch == 1:
+                raise Interrupted
+
+    best = BestCheckpoint(dirpath=str(tmp_path), monitor="train/loss")
+    with pytest.raises(SystemExit):
+        fit(tmp_path, Stops(), best, Result(), enable_progress_bar=False)
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert content["state"] == "interrupted"
+    assert content["best_train/loss"] == pytest.approx(float(best.best_model_score))
+    assert (content["best_epoch"], content["mode"]) == (best.best_epoch + 1, "min")
+
+
 def test_provenance_says_what_the_run_was_made_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,3 +272,91 @@ def test_a_runs_speed_is_that_of_its_median_epoch_those_before_a_resume_included
     trainer: Any = SimpleNamespace(callback_metrics={}, is_global_zero=False)
     result.on_fit_end(trainer, TinyNet())
     assert result.content["images_per_second"] == 3.0
+
+
+def writes(folder: Path, *callbacks: L.Callback, **metrics: float) -> Any:
+    """Return as much of a trainer as `Result` looks at."""
+    found = {name.replace("_", "/"): torch.tensor(value) for name, value in metrics.items()}
+    return SimpleNamespace(
+        callback_metrics=found, is_global_zero=True, default_root_dir=folder, callbacks=callbacks
+    )
+
+
+def test_a_run_that_goes_on_counts_its_seconds_and_forgets_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("litvision.callbacks.result.time.perf_counter", lambda: now[0])
+    first, second = Result(["a=1"], test=True), Result(["b=2"], test=True)
+    first.setup(writes(tmp_path), TinyNet(), "fit")
+    for rate in (2.0, 1.0):
+        trainer = writes(tmp_path, val_loss=0.5)
+        trainer.current_epoch, trainer.callback_metrics["images_per_second"] = 0, torch.tensor(rate)
+        first.on_train_epoch_end(trainer, TinyNet())
+    first.on_exception(trainer, TinyNet(), Interrupted())
+    now[0] = 5
+    state = first.state_dict()
+    now[0] = 100
+    second.setup(writes(tmp_path), TinyNet(), "fit")
+    second.load_state_dict(state)
+    now[0] = 103
+    assert second.state_dict()["seconds"] == 8
+    second.on_fit_end(writes(tmp_path), TinyNet())
+    assert json.loads((tmp_path / "result.json").read_text()) == {
+        "state": "running", "overrides": ["b=2"], "val/loss": 0.5, "images_per_second": 2.0,
+        "epochs": 1, "seconds": 8,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("exception", "state", "error"),
+    [
+        (ValueError(), "failed", "ValueError"),
+        (PrunedError("stopped after epoch 2"), "pruned", "stopped after epoch 2"),
+        (Interrupted(), "interrupted", "stopped from outside"),
+        (KeyboardInterrupt(), "interrupted", "stopped from outside"),
+        (SIGTERMException(), "interrupted", "stopped from outside"),
+    ],
+)
+def test_result_says_how_a_run_ended(
+    tmp_path: Path, exception: BaseException, state: str, error: str
+) -> None:
+    Result().on_exception(writes(tmp_path), TinyNet(), exception)
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert content == {"state": state, "error": error}
+
+
+def test_a_result_that_cannot_be_written_hides_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = Result()
+    result.on_exception(writes(tmp_path / "file"), TinyNet(), OSError(28, "No space left"))
+    assert result.content["state"] == "failed"
+
+
+def test_a_test_adds_its_own_metrics_alone(tmp_path: Path) -> None:
+    result = Result()
+    result.content["val/loss"] = 0.5
+    result.on_test_end(writes(tmp_path, val_loss=9.0, test_acc=0.0), TinyNet())
+    assert result.content == {"val/loss": 0.5, "test/acc": 0.0, "state": "done"}
+    assert result.summary(Path("r"), "").splitlines() == [
+        "test accuracy  0.00%",
+        "run            r",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "stopped"), [(9.0, None), (11.0, "trainer.max_time was over")])
+def test_a_run_that_had_time_left_was_not_stopped_by_it(
+    tmp_path: Path, seconds: float, stopped: str | None
+) -> None:
+    timer, result = Timer("00:00:00:10"), Result()
+    timer.load_state_dict({"time_elapsed": {"train": seconds}})
+    result.on_fit_end(writes(tmp_path, timer), TinyNet())
+    assert result.content.get("stopped") == stopped
+
+
+def test_the_best_of_a_metric_that_rises_says_so(tmp_path: Path) -> None:
+    best, result = BestCheckpoint(monitor="val/acc", mode="max"), Result()
+    best._best_epoch, best.best_model_score = 0, torch.tensor(0.25)
+    result.on_fit_end(writes(tmp_path, best), TinyNet())
+    found = {key: result.content[key] for key in ("best_val/acc", "best_epoch", "mode")}
+    assert found == {"best_val/acc": 0.25, "best_epoch": 1, "mode": "max"}

@@ -105,10 +105,25 @@ def test_timms_weights_are_taken_from_a_file_too(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         initialize(network, "imagenet", node)
     assert str(caught.value) == (
-        "init_from=imagenet: timm's weights of resnet10t could not be had (FileNotFoundError). "
+        "init_from=imagenet: timm's weights of resnet10t, "
+        "https://huggingface.co/timm/resnet10t.c3_in1k, could not be had (FileNotFoundError). "
         "Give another name, a file of weights as +model.network.pretrained_cfg_overlay.file=<path>,"
         " or a checkpoint."
     )
+
+
+def test_a_network_of_two_heads_begins_both_anew(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    file = tmp_path / "weights.pth"
+    torch.save(alike(timm.create_model("repvit_m0_9", num_classes=3)), file)
+    overlay = {"file": str(file), "num_classes": 3, "classifier": ("head.head.l",)}
+    node = CREATE_MODEL | {"model_name": "repvit_m0_9", "pretrained_cfg_overlay": overlay}
+    network = timm.create_model("repvit_m0_9", num_classes=3)
+    report = initialize(network, "imagenet", node)
+    heads = ("head.head.l", "head.head_dist.l")
+    assert report.replaced == [
+        f"{head}.{tensor}" for head in heads for tensor in ("weight", "bias")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -141,29 +156,59 @@ def test_an_unknown_name_is_refused_before_data_are_read(
     assert str(caught.value).startswith(message)
 
 
-def test_an_option_that_a_network_does_not_have_is_refused_in_one_line(
-    compose_train: Compose,
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            [*TORCHVISION, "model.network.name=resnet18", "+model.network.foo=1"],
+            "model: ResNet.__init__() got an unexpected keyword argument 'foo': leave that option "
+            "out.",
+        ),
+        (
+            [*TORCHVISION, "model.network.name=resnet18", "+model.network.weights=foo"],
+            "model: it knows no 'foo'",
+        ),
+        (
+            [*TIMM, "model.network.model_name=local-dir:/nowhere"],
+            "model: Config file not found: /nowhere/config.json",
+        ),
+        (["trainer.devices=-1"], "trainer: `devices` selected with `CPUAccelerator` should be an"),
+    ],
+    ids=["option", "weights", "file", "devices"],
+)
+def test_what_a_package_refuses_while_building_is_said_in_one_line(
+    options: list[str], message: str, compose_train: Compose
 ) -> None:
+    if "model=timm" in options:
+        pytest.importorskip("timm")
     with pytest.raises(UserError) as caught:
-        assemble(
-            compose_train(
-                *TORCHVISION, "model.network.name=resnet18", *QUIET, "+model.network.foo=1"
-            )
-        )
-    assert str(caught.value) == (
-        "model: ResNet.__init__() got an unexpected keyword argument 'foo': leave that option out."
-    )
+        assemble(compose_train(*options, *QUIET))
+    assert str(caught.value).startswith(message)
 
 
-def test_a_mistake_in_ones_own_network_keeps_its_traceback(compose_train: Compose) -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
-        assemble(compose_train("model.network._target_=test_zoo.Mistaken", *QUIET))
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("Mistaken", "unexpected keyword argument 'colour'"), ("Deeper", "must be tuple of ints")],
+)
+def test_a_mistake_in_ones_own_network_keeps_its_traceback(
+    name: str, said: str, compose_train: Compose
+) -> None:
+    with pytest.raises(TypeError, match=said):
+        assemble(compose_train(f"model.network._target_=test_zoo.{name}", *QUIET))
 
 
 class Mistaken(nn.Module):
     def __init__(self, num_classes: int = 3, in_channels: int = 3, norm: str = "batch") -> None:
         super().__init__()
         nn.Conv2d(3, 3, 3, colour=True)  # type: ignore[call-arg]
+
+
+class Deeper(nn.Module):
+    """Is mistaken in what only a function of torch's finds."""
+
+    def __init__(self, num_classes: int = 3, in_channels: int = 3, norm: str = "batch") -> None:
+        super().__init__()
+        nn.Linear("three", num_classes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "resnet10t.c3_in1k", "hf-hub:someone/something"])

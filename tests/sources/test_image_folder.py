@@ -215,7 +215,7 @@ def test_unreadable_pictures_can_be_skipped(
         with caplog.at_level(logging.WARNING):
             train = source.read()["train"]
         assert caplog.messages == [
-            f"left out 3 unreadable pictures, all listed in {listed}: "
+            f"pictures left out as unreadable: 3, all listed in {listed}: "
             + ", ".join(str(path) for path in broken)
         ]
     assert train.labels.tolist() == [0] * 8 + [1] * 5 + [2] * 8
@@ -264,7 +264,7 @@ def test_only_the_first_ten_skipped_are_logged(
     for index in range(11):
         (image_folder / "test" / "red" / f"x{index:02}.png").write_text("")
     ImageFolder(image_folder, on_error="skip").read()
-    assert "left out 11 unreadable pictures" in caplog.text
+    assert "pictures left out as unreadable: 11" in caplog.text
     assert "x09.png, …" in caplog.text
     assert "x10.png" not in caplog.text
 
@@ -321,6 +321,12 @@ def test_one_split_alone(image_folder: Path) -> None:
     assert error_of(ImageFolder(tests, splits=["test"])) == (
         f"no folder {tests}/test, but green, red: if these are the classes, move them into "
         f"{tests}/test"
+    )
+    trained = image_folder / "trained"  # what may be left out in training is no help in testing
+    (trained / "train" / "red").mkdir(parents=True)
+    assert error_of(ImageFolder(trained, splits=["test"])) == (
+        f"no folder {trained}/test; expected {trained}/test/<class>/*.jpg (or .png, …); "
+        "set data.root to the folder that holds test"
     )
 
 

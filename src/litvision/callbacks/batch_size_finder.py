@@ -13,6 +13,7 @@ from pydantic import Field
 
 from litvision import hardware
 from litvision.errors import UserError
+from litvision.trials import try_one_picture
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,8 @@ class LargestBatch(BatchSizeFinder):
         apply: train with the size found; False: only say it.
 
     Raises:
-        UserError: `apply` where a schedule counts steps, which a larger batch makes fewer; or more
-            than one device.
+        UserError: `apply` where a schedule counts steps, which a larger batch makes fewer; more
+            than one device; or a size leaves one picture alone, on which the network cannot train.
     """
 
     def __init__(
@@ -88,8 +89,15 @@ class LargestBatch(BatchSizeFinder):
         if datamodule.crop_epochs is not None:
             datamodule.crop = None  # whole pictures come later, and need more memory
         cuda = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with hardware.limited_memory(pl_module.device.type), torch.random.fork_rng(devices=cuda):
-            super().on_fit_start(trainer, pl_module)
+        try:
+            with (
+                hardware.limited_memory(pl_module.device.type),
+                torch.random.fork_rng(devices=cuda),
+            ):
+                super().on_fit_start(trainer, pl_module)
+        except ValueError:
+            self._try_one_picture(pl_module, datamodule)  # is it that?
+            raise
         datamodule.crop = crop
         trainer.ckpt_path = None  # what was restored is the beginning of this run, not another
         if self.optimal_batch_size is None:  # trainer.fast_dev_run
@@ -98,6 +106,8 @@ class LargestBatch(BatchSizeFinder):
         found = min(self.optimal_batch_size, self.largest, pictures)
         datamodule.batch_size = found if self.apply else configured
         self._applied = found if self.apply else None
+        if self.apply:
+            self._try_one_picture(pl_module, datamodule)
         trainer.fit_loop._combined_loader = None  # made for the last size that was tried
         trainer.fit_loop.setup_data()
         then = f"training goes on with data.batch_size={configured}"
@@ -107,6 +117,10 @@ class LargestBatch(BatchSizeFinder):
         if found == self.largest:
             what = "batch_size_finder.max_val allows no larger batch, and this one fits"
         log.info(f"{what}: {found:,}; {then}")
+
+    def _try_one_picture(self, pl_module: Any, datamodule: Any) -> None:
+        instead = "callbacks.batch_size_finder.max_val below that"
+        try_one_picture(pl_module, datamodule, instead)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nothing: the size is that of training."""

@@ -84,12 +84,8 @@ class Result(L.Callback):
         self.content["seconds"] = self._seconds()
         if self._rates:
             self.content["images_per_second"] = sorted(self._rates)[len(self._rates) // 2]
+        self._take_best(trainer)
         callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
-        best = BestCheckpoint.of(trainer)
-        if best is not None and best.best_epoch is not None and best.best_model_score is not None:
-            self.content["best_epoch"] = best.best_epoch + 1
-            self.content[f"best_{best.monitor}"] = float(best.best_model_score)
-            self.content["mode"] = best.mode
         for stopping in (c for c in callbacks if isinstance(c, EarlyStopping)):
             if reason := why(stopping):
                 self.content["stopped"] = reason
@@ -116,6 +112,7 @@ class Result(L.Callback):
         if isinstance(exception, Interrupted | KeyboardInterrupt | SIGTERMException):
             state, error = "interrupted", "stopped from outside"
         self.content |= {"state": state, "error": error.splitlines()[0]}
+        self._take_best(trainer)
         with contextlib.suppress(OSError):  # of a full disk, say, which may be why it failed
             self._write(trainer)
 
@@ -145,6 +142,13 @@ class Result(L.Callback):
             if name.startswith(prefix):
                 # The shortest number that is this float32: 0.01, not 0.009999999776482582.
                 self.content[name] = float(str(np.float32(value.item())))
+
+    def _take_best(self, trainer: L.Trainer) -> None:
+        best = BestCheckpoint.of(trainer)
+        if best is not None and best.best_epoch is not None and best.best_model_score is not None:
+            self.content["best_epoch"] = best.best_epoch + 1
+            self.content[f"best_{best.monitor}"] = float(best.best_model_score)
+            self.content["mode"] = best.mode
 
     def _write(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def check_name(node: Mapping[str, Any]) -> None:
 def _check(option: str, name: str, names: list[str], package: str, known: bool) -> None:
     if not known:
         near = nearest(name, names)
-        hint = f"Nearest: {', '.join(near)}" if near else f"It has, for example, {names[0]}"
+        hint = f"Nearest: {', '.join(near)}" if near else "It has resnet50, for example"
         raise UserError(
             f"model.network.{option}={name}: {package} has no network of that name that "
             f"classifies. {hint}."
@@ -116,16 +117,22 @@ def _from_timm(node: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
     create: Callable[..., nn.Module] = timm.create_model
     left_out = ("num_classes", "pretrained")
     options = {k: v for k, v in node.items() if not k.startswith("_") and k not in left_out}
+    hub = logging.getLogger("huggingface_hub")
+    level, name = hub.level, options["model_name"]
     try:
+        hub.setLevel(logging.ERROR)  # it tries six times, and would say so twelve times
         with torch.random.fork_rng(devices=[]):  # the run's own initial weights are drawn already
             theirs = create(**options, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
-        name = options["model_name"]
+        about = timm.get_pretrained_cfg(name)
+        file = f"https://huggingface.co/{about.hf_hub_id}" if about and about.hf_hub_id else name
         raise UserError(
-            f"init_from=imagenet: timm's weights of {name} could not be had "
+            f"init_from=imagenet: timm's weights of {name}, {file}, could not be had "
             f"({first_line(error).rstrip('.')}). Give another name, a file of weights as "
             "+model.network.pretrained_cfg_overlay.file=<path>, or a checkpoint."
         ) from error
-    about: Any = theirs.pretrained_cfg
-    tag = f".{about['tag']}" if about.get("tag") else ""
-    return f"timm's {about['architecture']}{tag}", theirs.state_dict()
+    finally:
+        hub.setLevel(level)
+    given: Any = theirs.pretrained_cfg
+    tag = f".{given['tag']}" if given.get("tag") else ""
+    return f"timm's {given['architecture']}{tag}", theirs.state_dict()

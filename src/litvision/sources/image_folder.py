@@ -87,7 +87,7 @@ class ImageFolder:
         skipped = [f"{self.root}/{name}" for split in splits for name in split.skipped]
         if skipped:
             log.warning(
-                "left out %d unreadable pictures, all listed in %s: %s%s",
+                "pictures left out as unreadable: %d, all listed in %s: %s%s",
                 len(skipped),
                 self.cache_dir / "skipped.txt",
                 ", ".join(skipped[:10]),
@@ -171,7 +171,8 @@ class ImageFolder:
                 f"into {self.root / name}"
                 + (tested if name == "train" and "test" in needed else "")
             )
-        there = [f for f in ("train", "val") if f in folders] if name == "test" else []
+        trains = name == "test" and "train" in needed  # else it is tested on alone
+        there = [f for f in ("train", "val") if f in folders] if trains else []
         without = f", or train without: data.splits=[{','.join(there)}] test=false"
         return UserError(
             f"{no_folder}; {_expected(self.root, needed)}; set data.root to the folder that holds "
