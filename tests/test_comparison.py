@@ -122,6 +122,7 @@ def test_a_recipe_that_is_a_sweep_needs_no_multirun_and_prints_its_table(
     swept = ["data.batch_size=8,16", "model.network.norm=batch,none"]
     done = run("train", "experiment=normalization", *options, *network, *swept)
     assert done.returncode == 0, done.stderr
+    assert "images_per_second" not in done.stdout  # the table of sweeps without one of their own
     (folder,) = (tmp_path / "logs" / "normalization").iterdir()
     table = (folder / "comparison.md").read_text()
     assert table in done.stdout

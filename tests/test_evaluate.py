@@ -65,6 +65,7 @@ def test_a_checkpoint_alone_gives_the_test_result_of_its_run(
     assert done.returncode == 0, done.stderr
     found = evaluation(tmp_path)
     assert found["test/acc"] == trained.result["test/acc"] == 1.0
+    assert "The classifier was trained on pictures of" not in done.stdout
     assert found["test/loss"] == pytest.approx(trained.result["test/loss"], rel=1e-6)
     named = {"checkpoint": str(moved), "split": "test", "tta": None}
     assert {key: found[key] for key in named} == named
@@ -138,6 +139,8 @@ def test_what_is_typed_of_chosen_data_counts(trained: Trained, run: Run, tmp_pat
     done = run("evaluate", f"checkpoint={trained.checkpoint}", *data, *EVALUATE)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (other / ".litvision").glob("*.npy")] == ["test-16px.npy"]
+    told = "The classifier was trained on pictures of 32 x 32 pixels, and these are of 16 x 16: "
+    assert told in done.stdout
 
 
 def of_run(root: Path, **data: Any) -> dict[str, Any]:

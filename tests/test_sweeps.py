@@ -27,6 +27,11 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(tmp_path: Path, run: Run)
     assert [result(tmp_path, n)["state"] for n in range(3)] == ["done", "failed", "done"]
     assert result(tmp_path, 1)["error"].startswith("The training loss is not finite at epoch 0")
     assert result(tmp_path, 1)["overrides"][-1] == "optimizer.lr=1e+30"
+    header, *rows = [line.split() for line in done.stdout.splitlines()[-4:]]
+    assert header[:5] == ["run", "state", "options", "best", "val/loss"]
+    assert [row[1] for row in rows] == ["done", "done", "failed"]
+    assert float(rows[0][3]) <= float(rows[1][3])
+    assert rows[2][0] == "sweep/1"
     lines = done.stderr.splitlines()
     assert sum(line.startswith("run 1 failed: The training loss is not") for line in lines) == 1
     assert lines[-1] == (

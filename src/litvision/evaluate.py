@@ -72,6 +72,12 @@ def main(cfg: DictConfig) -> float:
             f"The pictures are not those of the training, {how}: others are set aside for "
             "validation, and some of these may have been trained on."
         )
+    sizes = [" x ".join(map(str, s)) for s in (datamodule.image_size, card["image_size"])]
+    if sizes[0] != sizes[1]:
+        log.warning(
+            f"The classifier was trained on pictures of {sizes[1]} pixels, and these are of "
+            f"{sizes[0]}: it may know them less well."
+        )
     figures = Figures(f"{cfg.run_dir}/figures")
     with preflight.parts("trainer"):
         trainer: L.Trainer = preflight.build(

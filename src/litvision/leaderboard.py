@@ -36,9 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = read(map(Path, given.folders))
     if not rows:
         sys.exit(f"error: no run in {', '.join(given.folders)}: `make train` makes one.")
-    best = sorted({key for row in rows for key in row if key.startswith("best ")})
-    columns = ["run", "state", "options", *best]
-    columns += [key for key in METRICS if any(key in row for row in rows)]
+    columns = columns_of(rows)
     if given.sort and given.sort not in columns:
         sys.exit(f"error: --sort {given.sort}: there is no such column. All: {', '.join(columns)}")
     rows = ordered(rows, given.sort)
@@ -48,6 +46,20 @@ def main(arguments: list[str] | None = None) -> None:
         writer.writerows(rows)
     else:
         show(rows, columns)
+
+
+def tell(folder: Path) -> None:
+    """Print the table of a sweep's runs, if any has begun."""
+    if rows := read([folder]):
+        print()
+        show(ordered(rows, None), columns_of(rows))
+
+
+def columns_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the table's columns, in order: those of which any row has a value."""
+    best = sorted({key for row in rows for key in row if key.startswith("best ")})
+    metrics = [key for key in METRICS if any(key in row for row in rows)]
+    return ["run", "state", "options", *best, *metrics]
 
 
 def read(folders: Iterable[Path]) -> list[dict[str, Any]]:

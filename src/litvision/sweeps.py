@@ -25,7 +25,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from litvision import records
+from litvision import leaderboard, records
 from litvision.errors import Interrupted, PrunedError, UserError
 
 ENDED = ("done", "pruned")  # what a sweep that is gone on with does not run again
@@ -74,6 +74,8 @@ class GridSweeper(BasicSweeper):
             ]
             returns += self.launcher.launch(jobs, initial_job_idx=len(returns))
         failures = [n for n, job in zip(missing, returns, strict=True) if failed(job)]
+        if "comparison" not in (self.config.hydra.callbacks or {}):  # which has a table of its own
+            leaderboard.tell(folder)
         again_with = f"To run them again: the same command with sweep.resume={folder}"
         finish(folder, failures, len(runs), again_with)
         return returns
