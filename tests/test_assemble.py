@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from conftest import Compose
 from litvision.assemble import assemble, total_steps
 from litvision.errors import UserError
 from litvision.optimizers import unfit_for_muon
-from litvision.preflight import check_strategy, trial_optimizer, try_optimizer
+from litvision.preflight import check_strategy, parts, trial_optimizer, try_optimizer
 from litvision.resume import same_options
 
 
@@ -107,6 +108,18 @@ def test_a_picture_too_small_for_the_network_is_refused_before_training(
     network = "model.network._target_=litvision.networks.vgg.VGG16"
     with pytest.raises(UserError, match=r"^model.network refuses .*32x32 pixels, not 16x16"):
         assemble(compose_train(network, "data.image_size=16"))
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.ENOSPC, OSError), (errno.EROFS, OSError), (errno.ENOENT, UserError)],
+)
+def test_a_disk_that_takes_no_more_is_no_mistake_in_the_config(
+    number: int, expected: type[Exception]
+) -> None:
+    package = compile(f"raise OSError({number}, 'so it is')", "/site-packages/some.py", "exec")
+    with pytest.raises(expected, match="so it is"), parts("logger"):
+        exec(package)
 
 
 def test_a_network_with_another_number_of_classes_is_refused(compose_train: Compose) -> None:

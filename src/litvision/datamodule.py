@@ -26,7 +26,7 @@ from litvision.batches import (
     split_stratified,
 )
 from litvision.class_choice import choose
-from litvision.errors import UserError
+from litvision.errors import UserError, one_line
 from litvision.transforms import Padding, brighten, crop, cutout, flip, normalize
 from litvision.trivial_augment import trivial_augment
 
@@ -162,7 +162,7 @@ class ImageDataModule(L.LightningDataModule):
             for images in splits.values():
                 images.check_labels()
         except ValueError as error:  # of `Images`, for a source that is not as it should be
-            raise UserError(f"data.source: {' '.join(str(error).split())}") from error
+            raise UserError(f"data.source: {one_line(error)}") from error
         needed = ["train", "val", "test"] if self.tests else ["train", "val"]
         needed = needed if self.test_split is None else [self.test_split]
         for name in needed:

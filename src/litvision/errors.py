@@ -1,5 +1,11 @@
 """The one exception that a person, not a programmer, is meant to read."""
 
+import errno
+
+# What the system says of a disk that takes no more.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (*FULL, errno.EROFS)
+
 
 class UserError(Exception):
     """Something that the person at the keyboard can put right.
@@ -28,6 +34,11 @@ def os_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = None if isinstance(error, UserError) else error.__cause__ or error.__context__
     return error
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's whole text on one line; its type's name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: BaseException) -> str:

@@ -52,7 +52,7 @@ def tell(folder: Path) -> None:
     """Print the table of a sweep's runs, if any has begun."""
     if rows := read([folder]):
         print()
-        show(ordered(rows, None), columns_of(rows))
+        show(ordered(rows), columns_of(rows))
 
 
 def columns_of(rows: list[dict[str, Any]]) -> list[str]:

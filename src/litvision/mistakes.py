@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from litvision.configs import CONF, groups, keys_of, nearest
-from litvision.errors import UserError, first_line, os_error
+from litvision.errors import FULL, UNWRITABLE, UserError, first_line, os_error
 
 # As Hydra's users know it. `command` sets it for Hydra, and keeps what was asked for beside it, for
 # the processes that a run or a sweep starts.
@@ -49,14 +48,13 @@ def is_bug(error: Exception) -> bool:
 def disk_error(error: Exception, command: str) -> Exception:
     """Return a UserError for what a full or read-only disk raises; others as they are."""
     cause = os_error(error)
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if cause is None or cause.errno not in (*full, errno.EROFS):
+    if cause is None or cause.errno not in UNWRITABLE:
         return error
     what = cause.strerror if cause.filename is None else f"{cause.strerror}: {cause.filename}"
     folder = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else None
     saved = command == "train" and folder and Path(folder, "checkpoints", "last.ckpt").is_file()
     then = f"go on with the same command and resume={folder}" if saved else "run it again"
-    first = "Make room" if cause.errno in full else "Give another place, hydra.run.dir=<folder>"
+    first = "Make room" if cause.errno in FULL else "Give another place, hydra.run.dir=<folder>"
     mistake = UserError(f"nothing more can be written ({what}). {first}, then {then}.")
     mistake.__cause__ = error
     return mistake

@@ -6,6 +6,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import dropwhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -20,7 +21,7 @@ from torch.optim import Optimizer
 
 from litvision.classifier import METRICS
 from litvision.datamodule import ImageDataModule
-from litvision.errors import UserError, first_line
+from litvision.errors import UNWRITABLE, UserError, first_line, one_line
 from litvision.networks.zoo import check_name
 from litvision.optimizers import several_rates
 from litvision.position import batches_per_epoch
@@ -153,7 +154,7 @@ def try_optimizer(cfg: DictConfig) -> Optimizer:
         build(cfg.scheduler)(optimizer)
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
-            f"scheduler: {' '.join(str(error).split())} (for {cfg.total_steps} steps). Change the "
+            f"scheduler: {one_line(error)} (for {cfg.total_steps} steps). Change the "
             "schedule's options, or trainer.max_epochs or trainer.max_steps."
         ) from error
     return optimizer
@@ -231,26 +232,24 @@ def parts(name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, MisconfigurationException) as error:
-        raise UserError(f"{name}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{name}: {one_line(error)}") from error
     except (TypeError, KeyError, OSError) as error:
         # A package's function tells of options only when it is called, in one way or another. A
-        # mistake in somebody's own code keeps its traceback.
-        if not _of_a_package(error):
+        # mistake in somebody's own code keeps its traceback, a full disk its own advice.
+        full = isinstance(error, OSError) and error.errno in UNWRITABLE
+        if full or not _of_a_package(error):
             raise
         text = f"it knows no {error}" if isinstance(error, KeyError) else first_line(error)
-        unknown = "unexpected keyword argument" in text
-        hint = ": leave that option out." if unknown else ""
+        hint = ": leave that option out." if "unexpected keyword argument" in text else ""
         raise UserError(f"{name}: {text}{hint}") from error
 
 
 def _of_a_package(error: BaseException) -> bool:
     """Say whether an error comes out of an installed package, called by its name in a config."""
     files = [Path(f.f_code.co_filename) for f, _ in traceback.walk_tb(error.__traceback__)]
-    inside = ["site-packages" in file.parts for file in files]
-    if True not in inside:
-        return False
-    standard = Path(sysconfig.get_path("stdlib"))
-    return not any(
-        file.is_absolute() and not within and not file.is_relative_to(standard)
-        for file, within in list(zip(files, inside, strict=True))[inside.index(True) :]
+    called = list(dropwhile(lambda file: "site-packages" not in file.parts, files))
+    standard = Path(sysconfig.get_path("stdlib"))  # where code lies that a package calls
+    return bool(called) and all(
+        "site-packages" in file.parts or file.is_relative_to(standard) or not file.is_absolute()
+        for file in called
     )

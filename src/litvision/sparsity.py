@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litvision.errors import UserError
+from litvision.errors import UserError, one_line
 
 
 @dataclass
@@ -123,5 +123,5 @@ def accelerate(
             layer.weight = nn.Parameter(weight, requires_grad=False)
             reasons[name] = ""
         except (RuntimeError, ValueError, NotImplementedError) as error:
-            reasons[name] = " ".join(str(error).split())
+            reasons[name] = one_line(error)
     return reasons

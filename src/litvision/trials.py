@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from litvision import hardware
-from litvision.errors import UserError, first_line
+from litvision.errors import UserError, first_line, one_line
 
 if TYPE_CHECKING:
     from litvision.classifier import ImageClassifier
@@ -65,7 +65,7 @@ def _try_training(network: nn.Module, datamodule: ImageDataModule) -> None:
                 return
     raise UserError(
         f"model.network refuses pictures of shape {list(pictures.shape)} while it trains: "
-        f"{' '.join(str(refused).split())}. Larger ones may do, by data.image_size, or fewer "
+        f"{one_line(refused)}. Larger ones may do, by data.image_size, or fewer "
         "outputs, by +model.network.aux_logits=false where it has that."
     ) from refused
 
@@ -82,7 +82,7 @@ def _logits(network: nn.Module, picture: Tensor, cut: str) -> Tensor:
         with torch.no_grad():
             logits = network(picture)
     except REFUSALS as error:
-        text = " ".join(str(error).split())
+        text = one_line(error)
         if f"expected input{list(picture.shape)} to have" in text:  # the first layer
             text += f": give model.network.in_channels={picture.shape[1]} if it has that"
         elif other := _SIZE.search(text):

@@ -85,13 +85,6 @@ def trusted_data(data: Any, trust: Iterable[str], path: str | Path) -> dict[str,
     return own
 
 
-def _without(config: Any, keys: Iterable[str]) -> Any:
-    """Return nested dicts without these keys."""
-    if not isinstance(config, dict):
-        return config
-    return {key: _without(value, keys) for key, value in config.items() if key not in keys}
-
-
 def plain(value: Any, depth: int = 0) -> bool:
     """Say whether a value is made of dicts with text as keys, lists, text, numbers, truths, null.
 
@@ -151,6 +144,13 @@ def _is_builder(node: dict[str, Any]) -> bool:
     target = str(node.get("_target_"))
     name = str(node.get("name")).lower() if target == GET_MODEL else target.rpartition(".")[2]
     return target in (GET_MODEL, f"torchvision.models.{name}") and name in classifiers()
+
+
+def _without(config: Any, keys: Iterable[str]) -> Any:
+    """Return nested dicts without these keys."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _without(value, keys) for key, value in config.items() if key not in keys}
 
 
 def _without_downloads(config: Any) -> Any:

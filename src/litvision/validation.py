@@ -176,15 +176,11 @@ def check_value(path: str, value: Any, annotation: Any) -> None:
         adapter.validate_python(value, strict=not lax)
     except ValidationError as error:
         shown = "null" if value is None else repr(value)
-        where = ".".join(str(part) for part in error.errors()[0]["loc"] if isinstance(part, int))
-        kind = error.errors()[0]["type"]
-        reason = (
-            " (not finite)"
-            if kind == "finite_number"
-            else ""
-            if not where
-            else f" (item {where}: {error.errors()[0]['msg'].lower()})"
-        )
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"] if isinstance(part, int))
+        reason = f" (item {where}: {problem['msg'].lower()})" if where else ""
+        if problem["type"] == "finite_number":
+            reason = " (not finite)"
         raise UserError(
             f"{path}={shown} does not fit{reason}: it takes {describe(annotation)}."
         ) from error

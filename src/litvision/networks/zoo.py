@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from litvision.configs import nearest
-from litvision.errors import UserError, first_line
+from litvision.errors import UserError, first_line, one_line
 
 GET_MODEL, CREATE_MODEL = "torchvision.models.get_model", "timm.create_model"
 # Networks of this project whose tensors have the names of torchvision's.
@@ -103,7 +103,7 @@ def _from_torchvision(name: str, network: nn.Module) -> tuple[str, dict[str, Ten
         file = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
         raise UserError(
             f"init_from=imagenet: {weights.url} could not be downloaded "
-            f"({' '.join(str(error).split())}). Put that file at {file}, or give a checkpoint."
+            f"({one_line(error)}). Put that file at {file}, or give a checkpoint."
         ) from error
     ours = network.state_dict()
     if not any(key.startswith(AUXILIARY) for key in ours):
@@ -125,9 +125,10 @@ def _from_timm(node: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
             theirs = create(**options, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         about = timm.get_pretrained_cfg(name)
-        file = f"https://huggingface.co/{about.hf_hub_id}" if about and about.hf_hub_id else name
+        address = about.hf_hub_id if about else None
+        where = f", https://huggingface.co/{address}," if address else ""
         raise UserError(
-            f"init_from=imagenet: timm's weights of {name}, {file}, could not be had "
+            f"init_from=imagenet: timm's weights of {name}{where} could not be had "
             f"({first_line(error).rstrip('.')}). Give another name, a file of weights as "
             "+model.network.pretrained_cfg_overlay.file=<path>, or a checkpoint."
         ) from error

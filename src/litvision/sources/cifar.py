@@ -20,7 +20,7 @@ from filelock import FileLock
 from torchvision.datasets.utils import check_integrity, download_url
 
 from litvision.batches import Images
-from litvision.errors import UserError
+from litvision.errors import UserError, one_line
 
 _TIMEOUT_SECONDS = 30.0  # without one, a server that stops answering holds the run for ever
 
@@ -186,4 +186,4 @@ def _reason(error: Exception) -> str:
     if type(error) is urllib.error.URLError:  # its own text is wrapped in "<urlopen error …>"
         return str(error.reason)
     # urllib's text on a server that redirects in circles has three lines.
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

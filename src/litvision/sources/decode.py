@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from litvision.errors import UserError
+from litvision.errors import UserError, one_line
 
 EXTENSIONS = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"),
@@ -144,7 +144,7 @@ class DecodedBatches(Dataset[Decoded]):
             except UnidentifiedImageError:  # its text is the path again
                 errors[path] = "not a picture that Pillow knows"
             except Exception as error:  # Pillow raises whatever the damaged bytes lead it to
-                errors[path] = " ".join(str(error).split()) or type(error).__name__
+                errors[path] = one_line(error)
         shape = (-1, *_height_width(self.image_size), 3)
         return np.array(pixels, np.uint8).reshape(shape), errors
 
