@@ -61,7 +61,8 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for page in PAGES.values():
         for path, text in files(page).items():
             (copy / path).write_text(text)
-    write_image_folder(copy / "data" / "pictures")
+    pictures = write_image_folder(tmp_path_factory.mktemp("pictures"))
+    shutil.copytree(pictures / "train", copy / "data" / "pictures")
     return copy
 
 

@@ -163,14 +163,17 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
         split: to test on. Of a source that can leave splits out, no other is read, but those of
             training where validation pictures are set aside from them.
     """
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     if "_target_" in data:
         node = OmegaConf.create(OmegaConf.to_container(data, resolve=True, throw_on_missing=True))
         assert isinstance(node, DictConfig)
-        typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
         own = {"image_size": card["image_size"][0]}
+        trained = card["config"]["data"]
         if split != "test":  # what set validation pictures aside from those that were trained on
-            keys = ("seed", "val_fraction", "limit_per_class")
-            own |= {key: card["config"]["data"].get(key) for key in keys}
+            own |= {key: trained.get(key) for key in ("seed", "val_fraction", "limit_per_class")}
+        same = _folder(node).resolve() == _folder(trained).resolve()
+        if trained.get("test_fraction") and (same or split != "test"):
+            own["test_fraction"] = trained["test_fraction"]
         for key, value in own.items():
             if key in node and not any(option.startswith(f"data.{key}=") for option in typed):
                 node[key] = value
@@ -185,11 +188,15 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
                 f"option. They have: {', '.join(map(str, node))}."
             )
         node.update({key: value for key, value in data.items() if value is not None})
-        if node.get("root") is not None and not Path(node.root).expanduser().is_dir():
+        if node.get("root") is not None and not _folder(node).is_dir():
             raise UserError(
                 f"The pictures that the classifier was trained on are not at {node.root}: give "
                 "data.root=<where they are>, or data=<choice>."
             )
+    # What set a part of the training pictures aside says nothing of others with a test split.
+    asked = any(option.startswith("data.test_fraction=") for option in typed)
+    if node.get("test_fraction") and not asked and (_folder(node) / "test").is_dir():
+        node.test_fraction = None
     given = node.get("classes")
     if given is not None and [str(name) for name in given] != card["classes"]:  # 0 may be a name
         names = ",".join(f"'{name}'" for name in card["classes"])
@@ -200,7 +207,7 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
     # In the order of the logits; what looks like an interpolation is a name as any other.
     node.classes = [name.replace("${", "\\${") for name in card["classes"]]
     if "splits" in node and node.splits is None:
-        own_val = (Path(str(node.get("root"))).expanduser() / "val").is_dir()
+        own_val = (_folder(node) / "val").is_dir()
         others = ["train", "val"] if own_val else ["train"]
         node.splits = [split] if split == "test" or (own_val and split == "val") else others
     node.mean, node.std = card["mean"], card["std"]
@@ -228,6 +235,10 @@ def table(classes: list[str], metrics: dict[str, float], matrix: Tensor) -> str:
         shown = "-" if share is None else f"{share:.2%}"
         lines.append(f"{name:<{width}}  {shown:>8}  {right:,} of {count:,}")
     return "\n".join(lines)
+
+
+def _folder(data: Any) -> Path:
+    return Path(str(data.get("root"))).expanduser()
 
 
 def _share(matrix: Tensor, label: int) -> float | None:

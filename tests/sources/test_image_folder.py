@@ -269,67 +269,6 @@ def test_only_the_first_ten_skipped_are_logged(
     assert "x10.png" not in caplog.text
 
 
-def test_a_wrong_layout_is_said_in_one_line(image_folder: Path, tmp_path: Path) -> None:
-    root, moved = image_folder, tmp_path / "moved"
-    expected = f"expected {root}/train/<class>/*.jpg and {root}/test/<class>/*.jpg (or .png, …)"
-    source = ImageFolder(root)
-    for name in ("train", "test"):
-        (root / name).rename(moved)
-        assert error_of(source) == (
-            f"no folder {root / name}; {expected}; "
-            "set data.root to the folder that holds train and test"
-            + (", or train without: data.splits=[train] test=false" if name == "test" else "")
-        )
-        (root / name).mkdir()
-        assert error_of(source) == (
-            f"no pictures in {root / name}; expected {root / name}/<class>/*.jpg (or .png, …)"
-        )
-        (root / name).rmdir()
-        moved.rename(root / name)
-
-    (root / "test" / "violet").mkdir()
-    assert error_of(source) == (
-        f"{root}/test/violet is a class that {root}/train does not have; "
-        "remove it, or put pictures of that class there"
-    )
-    (root / "train" / "violet").mkdir()
-    assert error_of(source) == (
-        f"no pictures in {root}/train/violet; expected {root}/train/<class>/*.jpg (or .png, …); "
-        "add some or remove the folder"
-    )
-    (root / "train" / "violet" / "0.png").write_text("not a picture")
-    assert error_of(ImageFolder(root, on_error="skip")).startswith(
-        f"no pictures in {root}/train/violet; "
-    )
-
-
-def test_one_split_alone(image_folder: Path) -> None:
-    whole = ImageFolder(image_folder).read()["test"]
-    shutil.rmtree(image_folder / "train")
-    shutil.rmtree(image_folder / "test" / "blue")
-    splits = ImageFolder(image_folder, splits=["test"]).read()
-    assert list(splits) == ["test"]
-    assert splits["test"].classes == ("green", "red")
-    assert splits["test"].labels.tolist() == [0] * 4 + [1] * 4
-    assert torch.equal(splits["test"].pixels, whole.pixels[4:])
-
-    tests = (image_folder / "test").rename(image_folder / "tests")
-    assert error_of(ImageFolder(image_folder, splits=["test"])) == (
-        f"no folder {image_folder}/test; expected {image_folder}/test/<class>/*.jpg (or .png, …); "
-        "set data.root to the folder that holds test"
-    )
-    assert error_of(ImageFolder(tests, splits=["test"])) == (
-        f"no folder {tests}/test, but green, red: if these are the classes, move them into "
-        f"{tests}/test"
-    )
-    trained = image_folder / "trained"  # what may be left out in training is no help in testing
-    (trained / "train" / "red").mkdir(parents=True)
-    assert error_of(ImageFolder(trained, splits=["test"])) == (
-        f"no folder {trained}/test; expected {trained}/test/<class>/*.jpg (or .png, …); "
-        "set data.root to the folder that holds test"
-    )
-
-
 def test_what_one_split_skips_stays_listed_when_the_other_is_read(image_folder: Path) -> None:
     (image_folder / "train" / "red" / "x.png").touch()
     (image_folder / "test" / "red" / "y.png").touch()
@@ -363,29 +302,6 @@ def test_links_that_lead_in_a_circle_are_one_line(image_folder: Path) -> None:
     (blue / "link").symlink_to(red)
     assert error_of(ImageFolder(image_folder)).endswith(
         "/link/link is a link to a folder that holds it: remove it"
-    )
-
-
-def test_a_folder_given_for_another_is_named(image_folder: Path, tmp_path: Path) -> None:
-    for name in ("train", "test"):
-        assert error_of(ImageFolder(image_folder / name)) == (
-            f"no folder {image_folder}/{name}/train: data.root is the folder that holds train and "
-            f"test, so give data.root={image_folder}"
-        )
-    (image_folder / "train").rename(image_folder / "Train")
-    assert error_of(ImageFolder(image_folder)) == (
-        f"no folder {image_folder}/train, but Train: rename it to train"
-    )
-
-
-def test_folders_that_are_no_splits_are_named(
-    image_folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    shutil.copytree(image_folder / "test", image_folder / "valid")
-    (image_folder / "notes").mkdir()
-    ImageFolder(image_folder).read()
-    assert caplog.messages[-1].endswith(
-        "train, val and test: notes, valid; to validate on those of valid, rename it to val"
     )
 
 

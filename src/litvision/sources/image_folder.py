@@ -7,9 +7,9 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from os.path import lexists
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -21,17 +21,18 @@ from tqdm import tqdm
 from litvision import records
 from litvision.batches import Images
 from litvision.errors import UserError
-from litvision.sources.decode import DecodedBatches, others, pictures, visible
+from litvision.sources.decode import DecodedBatches, others
+from litvision.sources.layout import Layout, Split
 
 log = logging.getLogger(__name__)
-
-Split = Literal["train", "test", "val"]
 
 _FORMAT = 1  # raise it when `decode` or the cache's layout changes: old caches are then rebuilt
 
 
 class ImageFolder:
     """Pictures in `root/train/<class>/`, `root/test/<class>/` and perhaps `root/val/<class>/`.
+
+    Or, with `test_fraction`, in `root/<class>/` or `root/train/<class>/` alone.
 
     Any size and mode that Pillow reads will do. They are decoded once, in parallel, into one file
     a split, which is then memory-mapped: later runs start at once, and a data set larger than
@@ -44,6 +45,8 @@ class ImageFolder:
             out, logs it, and lists it in `skipped.txt` in the cache.
         decode_workers: processes that decode; None is one a processor, or none for few pictures.
         cache_dir: where to keep what was decoded; None is `root/.litvision`.
+        test_fraction: the share of each class to test on, chosen by the pictures' names
+            (`litvision.sources.layout.held_out`), where there is no folder `test`; of 1, all.
         splits: read these only; None: all that are there. Without "train", the classes are those
             of the splits that are read.
     """
@@ -55,6 +58,7 @@ class ImageFolder:
         on_error: Literal["raise", "skip"] = "raise",
         decode_workers: Annotated[int, Field(ge=0)] | None = None,
         cache_dir: str | Path | None = None,
+        test_fraction: Annotated[float, Field(gt=0, le=1)] | None = None,
         splits: Annotated[list[Split], Field(min_length=1)] | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
@@ -62,6 +66,7 @@ class ImageFolder:
         self.on_error = on_error
         self.decode_workers = decode_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else self.root / ".litvision"
+        self.test_fraction = test_fraction
         self.splits = splits
 
     def prepare(self) -> None:
@@ -94,13 +99,15 @@ class ImageFolder:
                 ", …" if len(skipped) > 10 else "",
             )
         if self.splits is None:
-            self._say_what_is_not_read()
+            splits[0].layout.say_what_is_not_read()
         classes = _classes(splits)
         return {split.name: split.images(classes) for split in splits}
 
     def _prepared_splits(self) -> list[_Split]:
+        layout = Layout(self.root, self.test_fraction, self.cache_dir.name)
         splits = [
-            _Split(self.root, name, self.image_size, self.cache_dir) for name in self._split_names()
+            _Split(layout, name, self.image_size, self.cache_dir)
+            for name in layout.splits(self.splits)
         ]
         classes = _classes(splits)
         for split in splits:
@@ -127,83 +134,37 @@ class ImageFolder:
             split.check(self.on_error)
         return splits
 
-    def _say_what_is_not_read(self) -> None:
-        """Name the folders beside the splits, which may be splits by other names."""
-        kept = {*get_args(Split), self.cache_dir.name}
-        names = sorted(e.name for e in visible(self.root) if e.is_dir() and e.name not in kept)
-        if names:
-            as_val = [n for n in names if n.lower() in ("valid", "validation", "dev")]
-            renamed = as_val[0] if as_val and not (self.root / "val").is_dir() else None
-            log.warning(
-                "not read, as %s has pictures in train, val and test: %s%s",
-                self.root,
-                ", ".join(names[:10]),
-                f"; to validate on those of {renamed}, rename it to val" if renamed else "",
-            )
-
-    def _split_names(self) -> Sequence[Split]:
-        needed: Sequence[Split] = self.splits or ("train", "test")
-        for name in needed:
-            if not (self.root / name).is_dir():
-                raise self._missing(name, needed)
-        own = self.splits is None and (self.root / "val").is_dir()
-        return (*needed, "val") if own else needed
-
-    def _missing(self, name: Split, needed: Sequence[Split]) -> UserError:
-        """Say what to do about a split that has no folder."""
-        no_folder, both = f"no folder {self.root / name}", " and ".join(needed)
-        above, first = self.root.parent, name == needed[0]
-        try:
-            folders = sorted(entry.name for entry in visible(self.root) if entry.is_dir())
-        except OSError:  # nothing there
-            folders = []
-        itself = self.root.name in get_args(Split)
-        if first and itself and ((above / name).is_dir() or self.root.name == name):
-            return UserError(
-                f"{no_folder}: data.root is the folder that holds {both}, so give data.root={above}"
-            )
-        if written := [folder for folder in folders if folder.lower() == name]:
-            return UserError(f"{no_folder}, but {written[0]}: rename it to {name}")
-        if first and len(folders) > 1:
-            tested = f", and some pictures of each into {self.root / 'test'}/<class>"
-            return UserError(
-                f"{no_folder}, but {', '.join(folders[:3])}: if these are the classes, move them "
-                f"into {self.root / name}"
-                + (tested if name == "train" and "test" in needed else "")
-            )
-        trains = name == "test" and "train" in needed  # else it is tested on alone
-        there = [f for f in ("train", "val") if f in folders] if trains else []
-        without = f", or train without: data.splits=[{','.join(there)}] test=false"
-        return UserError(
-            f"{no_folder}; {_expected(self.root, needed)}; set data.root to the folder that holds "
-            f"{both}" + (without if there else "")
-        )
-
 
 class _Split:
     """The picture files of one split, and the cache of what they decode to."""
 
-    def __init__(self, root: Path, name: str, image_size: int, cache_dir: Path) -> None:
-        self.root, self.name, self.image_size = root, name, image_size
+    def __init__(self, layout: Layout, name: Split, image_size: int, cache_dir: Path) -> None:
+        self.layout, self.name, self.image_size = layout, name, image_size
+        self.root, self.place = layout.root, layout.root / layout.place(name)
         self.cache = cache_dir / f"{name}-{image_size}px.npy"
         self.record = self.cache.with_suffix(".json")
-        self.classes = sorted(e.name for e in visible(root / name) if e.is_dir())
-        self.files: list[str] = []  # relative to root
+        self.classes = layout.classes(name)
+        self.files: dict[str, str] = {}  # relative to root: their classes
         self.skipped: dict[str, str] = {}  # file: why it cannot be read
         self.bytes = 0
         digest = hashlib.sha256(f"{_FORMAT} {image_size}\n".encode())
-        if not cache_dir.is_relative_to(root):  # elsewhere, another root may have left its own
-            digest.update(os.fsencode(f"{root.absolute()}\n"))
-        for folder in (f"{name}/{class_name}" for class_name in self.classes):
-            for path, size, mtime in sorted(pictures(root / folder, folder)):
-                self.files.append(path)
+        if not cache_dir.is_relative_to(self.root):  # elsewhere, another root may have left its own
+            digest.update(os.fsencode(f"{self.root.absolute()}\n"))
+        for class_name in self.classes:
+            for path, size, mtime in layout.files(name, class_name):
+                self.files[path] = class_name
                 self.bytes += size
                 digest.update(os.fsencode(f"{path}\0{size}\0{mtime}\n"))
         self.digest = digest.hexdigest()
-        if not self.files:
-            there = others(root / name)
+        if not self.files and name == "test" and layout.test_fraction not in (None, 1):
             raise UserError(
-                f"no pictures in {root / name}; {_expected(root, [name])}"
+                f"data.test_fraction={layout.test_fraction:g} finds no class in {self.place} with "
+                "two pictures, one to train on and one to test on: add some"
+            )
+        if not self.files:
+            there = others(self.place)
+            raise UserError(
+                f"no pictures in {self.place}; {layout.expected([name])}"
                 + (f"; there are {there}" if there else "")
             )
         self.check("skip")
@@ -229,11 +190,11 @@ class _Split:
 
     def decode_all(self, on_error: str, num_workers: int | None) -> None:
         """Decode every file into the cache, one row each, those that cannot be read left out."""
-        batches = DecodedBatches(self.files, self.image_size, self.root)
+        batches = DecodedBatches(list(self.files), self.image_size, self.root)
         loader = batches.loader(num_workers, self.bytes)
-        folder = self.root / self.name
-        if left := others(folder, "outside the class folders"):
-            log.warning("no pictures by their names, left out of %s: %s", folder, left)
+        said = self.name == "test" and self.layout.test_fraction is not None  # with training's
+        if not said and (left := others(self.place, "outside the class folders")):
+            log.warning("no pictures by their names, left out of %s: %s", self.place, left)
         self.record.unlink(missing_ok=True)
         part = self.cache.with_suffix(".part")
         shape = (len(self.files), self.image_size, self.image_size, 3)
@@ -261,10 +222,10 @@ class _Split:
         """Raise a UserError for what keeps these files from being trained on."""
         if self.skipped and on_error == "raise":
             raise _unreadable(self.root, *next(iter(self.skipped.items())))
-        filled = {path.split("/")[1] for path in self.files if path not in self.skipped}
+        filled = {name for path, name in self.files.items() if path not in self.skipped}
         if self.name == "train" and (empty := [c for c in self.classes if c not in filled]):
             raise UserError(
-                f"no pictures in {self.root}/train/{empty[0]}; {_expected(self.root, ['train'])}; "
+                f"no pictures in {self.place / empty[0]}; {self.layout.expected(['train'])}; "
                 "add some or remove the folder"
             )
 
@@ -274,7 +235,7 @@ class _Split:
         label = {name: index for index, name in enumerate(classes)}
         return Images(
             pixels=_map(self.cache)[: len(kept)],
-            labels=torch.tensor([label[path.split("/")[1]] for path in kept], dtype=torch.int64),
+            labels=torch.tensor([label[self.files[path]] for path in kept], dtype=torch.int64),
             classes=tuple(classes),
             fingerprint=hashlib.sha256(os.fsencode("\0".join(kept))).hexdigest(),
         )
@@ -305,13 +266,12 @@ def _reserve(path: Path) -> None:
 
 
 def _list_skipped(splits: list[_Split], path: Path) -> None:
-    others = path.read_text("utf-8", "surrogateescape").splitlines(True) if path.exists() else []
-    unread = set(get_args(Split)) - {split.name for split in splits}
-    kept = tuple(f"{splits[0].root}/{name}/" for name in unread)
-    others = [line for line in others if line.startswith(kept)]
-    lines = others + [
-        f"{s.root}/{name}\t{why}\n" for s in splits for name, why in s.skipped.items()
-    ]
+    """Write which files cannot be read, with those of splits that are not read this time."""
+    lines = path.read_text("utf-8", "surrogateescape").splitlines(True) if path.exists() else []
+    read = {f"{split.root}/{name}" for split in splits for name in split.files}
+    # What is neither read nor there any more was renamed or deleted.
+    lines = [line for line in lines if (name := line.split("\t")[0]) not in read and lexists(name)]
+    lines += [f"{s.root}/{name}\t{why}\n" for s in splits for name, why in s.skipped.items()]
     if lines:
         path.write_text("".join(lines), "utf-8", "surrogateescape")
     else:
@@ -323,8 +283,3 @@ def _unreadable(root: Path, path: str, reason: str) -> UserError:
         f"cannot read {root / path} ({reason}); replace or delete it, "
         "or set data.on_error=skip to leave out every such picture"
     )
-
-
-def _expected(root: Path, splits: Sequence[str]) -> str:
-    places = " and ".join(f"{root}/{name}/<class>/*.jpg" for name in splits)
-    return f"expected {places} (or .png, …)"

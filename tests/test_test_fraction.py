@@ -1,0 +1,94 @@
+"""Class folders alone: what is set aside of them is tested on, and never trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from conftest import run_command, write_image_folder
+from litvision import checkpoints
+from litvision.evaluate import data_config
+from litvision.sources.layout import Layout
+from test_evaluate import EVALUATE, TRAIN, of_run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `flat/<class>/`, `other/test/<class>/`, and a run trained on the first."""
+    folder = tmp_path_factory.mktemp("place")
+    write_image_folder(folder / "both")
+    (folder / "both" / "train").rename(folder / "flat")
+    (folder / "both").rename(folder / "other")
+    options = [*TRAIN, "data.root=flat", "data.test_fraction=0.3", "hydra.run.dir=run"]
+    done = run_command(folder, "train", *options)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def aside(root: Path) -> int:
+    """How many pictures of the flat folder are tested on."""
+    layout = Layout(root, 0.3, ".litvision")
+    return sum(len(layout.files("test", name)) for name in ("blue", "green", "red"))
+
+
+def test_a_run_tests_on_what_is_set_aside(place: Path) -> None:
+    tested = aside(place / "flat")
+    assert 3 <= tested < 12
+    card = checkpoints.read(place / "run" / "checkpoints" / "best.ckpt")["litvision"]
+    assert card["pictures"]["train"] + card["pictures"]["val"] == 24 - tested
+    accuracy = json.loads((place / "run" / "result.json").read_text())["test/acc"]
+    assert accuracy * tested == pytest.approx(round(accuracy * tested), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("data", "count"),
+    [
+        ((), None),
+        (("data=image_folder", "data.root=flat"), None),  # of the same folder, the same pictures
+        (("data=image_folder", "data.root=flat", "data.test_fraction=1"), 24),
+        (("data=image_folder", "data.root=other"), 12),
+        (("data.root=other",), 12),
+    ],
+)
+def test_evaluate_knows_what_was_set_aside(
+    place: Path, tmp_path: Path, data: tuple[str, ...], count: int | None
+) -> None:
+    options = ["checkpoint=run", f"hydra.run.dir={tmp_path}", *data, *EVALUATE]
+    done = run_command(place, "evaluate", *options)
+    assert done.returncode == 0, done.stderr
+    told = f"pictures  {aside(place / 'flat') if count is None else count:>8,}"
+    assert told in done.stdout
+
+
+def test_class_folders_of_others_ask_which_share(place: Path) -> None:
+    shutil.copytree(place / "flat", place / "copy", ignore=shutil.ignore_patterns(".litvision"))
+    options = ["checkpoint=run", "data=image_folder", "data.root=copy", *EVALUATE]
+    done = run_command(place, "evaluate", *options)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        1,
+        "error: no folder copy/test, but blue, green, red: if these are the classes, give "
+        "data.test_fraction=1 to test on all of them, or move them into copy/test",
+    )
+
+
+@pytest.mark.parametrize(("split", "fraction"), [("val", 0.3), ("train", 0.3), ("test", None)])
+def test_validation_pictures_are_set_aside_after_those_to_test_on(
+    tmp_path: Path, split: str, fraction: float | None
+) -> None:
+    trained, other = tmp_path / "trained", tmp_path / "other"
+    for folder in (trained, other):
+        folder.mkdir()
+    card = of_run(trained, test_fraction=0.3)
+    chosen: dict[str, Any] = {"_target_": "any", "image_size": 32, "test_fraction": None}
+    chosen |= {"eval_batch_size": None, "num_workers": None}
+    for root, expected in ((trained, 0.3), (other, fraction)):
+        node = data_config(OmegaConf.create({**chosen, "root": str(root)}), card, split)
+        assert node.test_fraction == expected
+    (other / "test").mkdir()
+    node = data_config(OmegaConf.create({**chosen, "root": str(other)}), card, split)
+    assert node.test_fraction is None
