@@ -42,8 +42,7 @@ def run_command(
         subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was killed.
     """
     folder.mkdir(exist_ok=True)
-    paths = os.pathsep.join([str(root / "src"), str(root / "tests")])
-    environment = {**os.environ, "PYTHONPATH": paths}
+    environment = _environment(root)
     if fresh:
         command = [sys.executable, "-m", f"litvision.{module}", *arguments]
         return subprocess.run(
@@ -72,19 +71,41 @@ def run_command(
     return subprocess.CompletedProcess([module, *arguments], process.exitcode, *texts)
 
 
+def start_on_terminal(
+    folder: Path, terminal: str, module: str, *arguments: str
+) -> multiprocessing.process.BaseProcess:
+    """Start a command whose controlling terminal, and standard output and error, is `terminal`."""
+    streams = Path(terminal), Path(terminal)
+    environment = _environment(Path(__file__).parents[1])
+    process = _PROCESSES.Process(
+        target=_run, args=(folder, module, arguments, environment, streams, True)
+    )
+    process.start()
+    return process
+
+
+def _environment(root: Path) -> dict[str, str]:
+    paths = os.pathsep.join([str(root / "src"), str(root / "tests")])
+    return {**os.environ, "PYTHONPATH": paths}
+
+
 def _run(
     folder: Path,
     module: str,
     arguments: tuple[str, ...],
     environment: dict[str, str],
     streams: tuple[Path, Path],
+    terminal: bool = False,
 ) -> None:
     gc.freeze()  # what was imported before the fork: else the first full collection goes through it
+    if terminal:
+        os.setsid()  # the first terminal that is opened from here on is the one to be hung up by
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     for descriptor, stream in enumerate(streams, start=1):
-        opened = os.open(stream, os.O_WRONLY | os.O_CREAT)
+        # A terminal that is only written to would not be the process's own.
+        opened = os.open(stream, os.O_RDWR if terminal else os.O_WRONLY | os.O_CREAT)
         os.dup2(opened, descriptor)
         os.close(opened)
     sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)

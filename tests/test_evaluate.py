@@ -14,7 +14,7 @@ from callbacks.test_sparsity import Small
 from conftest import Run, run_command, write_image_folder
 from litvision.classifier import ImageClassifier
 from litvision.errors import UserError
-from litvision.evaluate import data_config, sparse_layers, table
+from litvision.evaluate import balanced_accuracy, data_config, sparse_layers, table
 from litvision.sources.image_folder import ImageFolder
 
 TRAIN = (
@@ -408,11 +408,26 @@ def test_table_counts_each_class() -> None:
         "cat         75.00%  3 of 4",
         "dog              -  0 of 0",
     ]
+    text = table(
+        ["cat", "dog"], {"test/loss": 0.5, "test/acc": 0.8}, torch.tensor([[3, 1], [0, 1]])
+    )
+    assert text.splitlines()[2:4] == ["accuracy    80.00%", "balanced    87.50%  mean of classes"]
     wide = table(["cat", "hippopotamus"], {"test/loss": 0.5, "test/acc": 0.75}, matrix)
     assert wide.splitlines()[-2:] == [
         "cat             75.00%  3 of 4",
         "hippopotamus         -  0 of 0",
     ]
+
+
+def test_balanced_accuracy_is_the_mean_over_classes_that_are_there() -> None:
+    torch.manual_seed(0)
+    true = torch.randint(6, (200,)).pow(2) % 7 % 5  # of classes 0 to 4, unequal, and none of 3
+    said = torch.randint(6, (200,))
+    matrix = torch.zeros(6, 6, dtype=torch.int64)
+    matrix.index_put_((true, said), torch.tensor(1), accumulate=True)
+    assert len(true.unique()) == 4
+    expected = sum((said[true == c] == c).double().mean() for c in true.unique()) / 4
+    assert balanced_accuracy(matrix) == pytest.approx(float(expected), abs=1e-12)
 
 
 def test_sparse_accuracy_stands_beside_the_dense_one(

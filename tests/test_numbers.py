@@ -63,6 +63,24 @@ def test_one_class_is_trained_on_and_said(
     assert (metrics["val/acc"], metrics["val/loss"]) == (1.0, 0.0)
 
 
+def test_unequal_classes_are_told_with_what_one_answer_gets(
+    tmp_path: Path, made: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    counts = {"train_cat": 9, "train_dog": 3, "test_cat": 1, "test_dog": 1}
+    root = write_pictures(tmp_path / "data", **counts, val_cat=3, val_dog=2)
+    told = "\nunequal classes: 9 pictures of cat, 3 of dog; an accuracy of {} is that of always "
+    told += "answering cat"
+    assert made(root).datamodule.class_counts("val") == [3, 2]
+    assert told.format("60.00%") in caplog.text
+    caplog.clear()
+    made(root, "data.limit_per_class=4")
+    assert "unequal" not in caplog.text  # 4 and 3
+    (root / "val").rename(root / "valid")
+    made(root, "data.val_fraction=0", "monitor=train/loss")
+    assert told.format("75.00%") in caplog.text
+
+
 def test_one_picture_leaves_none_to_validate(tmp_path: Path, made: Any) -> None:
     for counts in ({"train_cat": 1}, {"train_cat": 1, "train_dog": 1}):
         root = write_pictures(tmp_path / str(len(counts)), **counts, test_cat=1)

@@ -45,6 +45,8 @@ from litvision.trials import try_network, try_one_picture
 
 log = logging.getLogger(__name__)
 
+UNEQUAL = 1.5  # times as many pictures of one class as of another: from there on a line says so
+
 
 @dataclass
 class Run:
@@ -244,7 +246,7 @@ def build_datamodule(node: DictConfig, trust: Any = ANY) -> ImageDataModule:
 
 
 def statement(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModule) -> str:
-    """Say what one epoch and the whole run are made of, in two lines."""
+    """Say what one epoch and the whole run are made of, in two lines, or three."""
     sizes = {name: len(subset) for name, subset in datamodule.subsets.items()}
     batch, iterations = datamodule.batch_size, batches_per_epoch(trainer, datamodule)
     last = min(sizes["train"] - (iterations - 1) * batch, batch)
@@ -257,6 +259,26 @@ def statement(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModule) 
         + (f" (the last of {last:,})" if last != batch else "")
         + (f"; weights updated every {accumulated}" if accumulated > 1 else "")
         + (f"; {_counted(steps, 'update')} in all" if steps is not None else "")
+        + _unequal(datamodule)
+    )
+
+
+def _unequal(datamodule: ImageDataModule) -> str:
+    """Say which classes have the most and the fewest pictures, where that makes accuracy flatter.
+
+    By how much, the accuracy of the most frequent class as the only answer tells.
+    """
+    counts = datamodule.class_counts("train")
+    most, fewest = counts.index(max(counts)), counts.index(min(counts))
+    if counts[most] <= UNEQUAL * counts[fewest]:
+        return ""
+    split = "val" if len(datamodule.subsets["val"]) else "train"
+    seen = datamodule.class_counts(split)
+    names = datamodule.classes
+    return (
+        f"\nunequal classes: {counts[most]:,} pictures of {names[most]}, {counts[fewest]:,} of "
+        f"{names[fewest]}; an accuracy of {seen[most] / sum(seen):.2%} is that of always "
+        f"answering {names[most]}"
     )
 
 

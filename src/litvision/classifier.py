@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import lightning as L
 import torch
@@ -78,9 +78,10 @@ class ImageClassifier(L.LightningModule):
         self.channels_last = channels_last
         self.compile_network = compile
         self.card = {}
+        measured = [f"{split}_{name}" for split in ("val", "test") for name in ("loss", "acc")]
         # Not torchmetrics' default, which leaves out what is NaN.
-        self.val_loss, self.val_acc, self.test_loss, self.test_acc = (
-            MeanMetric(nan_strategy="disable") for _ in range(4)
+        self.metrics = nn.ModuleDict(
+            {name: MeanMetric(nan_strategy="disable") for name in measured}
         )
         self.memory_layout = torch.contiguous_format
         # By number of the batch: its step, its learning rate, and its loss on the device.
@@ -240,14 +241,15 @@ class ImageClassifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Measure one validation batch and return its logits, float32 `[B, classes]`."""
-        return self._measure("val", batch, self.val_loss, self.val_acc)
+        return self._measure("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Measure one test batch and return its logits, float32 `[B, classes]`."""
-        return self._measure("test", batch, self.test_loss, self.test_acc)
+        return self._measure("test", batch)
 
-    def _measure(self, split: str, batch: Batch, loss: MeanMetric, acc: MeanMetric) -> Tensor:
+    def _measure(self, split: str, batch: Batch) -> Tensor:
         logits, labels = self(batch.images).float(), batch.labels
+        loss, acc = (cast(MeanMetric, self.metrics[f"{split}_{name}"]) for name in ("loss", "acc"))
         loss.update(F.cross_entropy(logits, labels, reduction="none"))
         acc.update((logits.argmax(1) == labels).float())
         size = len(labels)

@@ -31,6 +31,7 @@ from litvision import mistakes, records
 from litvision.configs import CONF
 from litvision.errors import UserError
 from litvision.mistakes import ASKED, WANTS_TRACEBACKS, stop
+from litvision.streams import outlive_readers
 
 
 def new_folder(path: str) -> str:
@@ -98,6 +99,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         @functools.wraps(function)
         def main() -> None:
+            outlive_readers()
             atexit.register(gc.freeze)  # no last search for garbage, which takes apart all there is
             os.environ.setdefault(ASKED, "1" if WANTS_TRACEBACKS else "0")
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands every exception on to us

@@ -234,6 +234,12 @@ class ImageDataModule(L.LightningDataModule):
         """The class names, in the order of the labels."""
         return self.subsets["train"].images.classes
 
+    def class_counts(self, split: str) -> list[int]:
+        """Return how many pictures of each class a split has, in the order of the labels."""
+        subset = self.subsets[split]
+        labels = subset.images.labels[subset.indices]
+        return torch.bincount(labels, minlength=len(self.classes)).tolist()
+
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""

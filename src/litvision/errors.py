@@ -1,6 +1,10 @@
-"""The one exception that a person, not a programmer, is meant to read."""
+"""The exception that a person, not a programmer, is meant to read, and signals to stop."""
 
 import errno
+import signal
+
+# The terminal was closed, or the connection to it was lost. Windows has none.
+HANGUP = getattr(signal, "SIGHUP", None)
 
 # What the system says of a disk that takes no more.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -27,6 +31,12 @@ class Interrupted(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(self.CODE)
+
+
+def asking() -> list[int]:
+    """Return the signals that ask a run to save and stop; not a hangup that nohup ignores."""
+    hangs_up = HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP and hangs_up else [])]
 
 
 def os_error(error: BaseException | None) -> OSError | None:

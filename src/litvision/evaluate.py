@@ -93,6 +93,7 @@ def main(cfg: DictConfig) -> float:
     metrics = dict(found[0])
     matrix = figures.tally.matrix.cpu()
     result = {"checkpoint": str(path), "split": cfg.split, "tta": cfg.tta, **metrics}
+    result["test/balanced_acc"] = balanced_accuracy(matrix)
     result |= {f"acc/{name}": _share(matrix, label) for label, name in enumerate(card["classes"])}
     text = table(card["classes"], metrics, matrix)
     if covered:
@@ -227,14 +228,30 @@ def table(classes: list[str], metrics: dict[str, float], matrix: Tensor) -> str:
         f"{'pictures':<{width}}  {int(matrix.sum()):>8,}",
         f"{'loss':<{width}}  {metrics['test/loss']:>8.4f}",
         f"{'accuracy':<{width}}  {metrics['test/acc']:>8.2%}",
-        "",
     ]
+    if len({count for count in matrix.sum(1).tolist() if count}) > 1:  # else it is the same
+        lines.append(f"{'balanced':<{width}}  {balanced_accuracy(matrix):>8.2%}  mean of classes")
+    lines.append("")
     for label, name in enumerate(classes):
         right, count = int(matrix[label, label]), int(matrix[label].sum())
         share = _share(matrix, label)
         shown = "-" if share is None else f"{share:.2%}"
         lines.append(f"{name:<{width}}  {shown:>8}  {right:,} of {count:,}")
     return "\n".join(lines)
+
+
+def balanced_accuracy(matrix: Tensor) -> float:
+    """Return the mean of the accuracies on each class that has pictures, 0 to 1.
+
+    Where classes are unequal, an answer that is always the largest class has a high accuracy, but
+    not a high mean (Brodersen et al. 2010, "The balanced accuracy and its posterior distribution").
+
+    Args:
+        matrix: int64 `[true class, predicted class]`.
+    """
+    counts = matrix.sum(1).double()
+    there = counts > 0
+    return float((matrix.diag()[there] / counts[there]).mean())
 
 
 def _folder(data: Any) -> Path:

@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from litvision import leaderboard, records
-from litvision.errors import Interrupted, PrunedError, UserError
+from litvision.errors import Interrupted, PrunedError, UserError, asking
 
 ENDED = ("done", "pruned")  # what a sweep that is gone on with does not run again
 
@@ -254,7 +254,7 @@ def run_apart(module: str, cfg: DictConfig) -> float | None:
 
     before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # not in the main thread, where signals do not arrive
-        before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+        before = {n: signal.signal(n, pass_on) for n in asking()}
     try:
         process.wait()
     finally:

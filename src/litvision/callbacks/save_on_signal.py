@@ -1,4 +1,4 @@
-"""Save and stop when asked to: Ctrl-C, or a scheduler that wants the machine back."""
+"""Save and stop when asked to: Ctrl-C, a scheduler that wants the machine back, a lost terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from litvision.callbacks.last_checkpoint import LastCheckpoint
-from litvision.errors import Interrupted
+from litvision.errors import HANGUP, Interrupted, asking
 from litvision.position import can_stop
 
 log = logging.getLogger(__name__)
@@ -24,11 +24,12 @@ FIRST = 20  # steps of several devices, by which the time of one is known
 
 
 class SaveOnSignal(Checkpoint):
-    """On SIGINT or SIGTERM save `last.ckpt` after the running step, and exit with status 75.
+    """On SIGINT, SIGTERM or SIGHUP save `last.ckpt` after the running step and exit: status 75.
 
     The run goes on from there, within the epoch, with `resume=<its folder>`. A second signal ends
-    it at once, with status 130 or 143. Between two epochs nothing need be saved where the epoch's
-    own checkpoint is there.
+    it at once, with status 130 or 143; but not a second SIGHUP, which shell and system both send
+    when a terminal is closed. Where it is ignored, as nohup has it, a run does not stop for it.
+    Between two epochs nothing need be saved where the epoch's own checkpoint is there.
 
     A `Checkpoint`, because Lightning puts those last: what other callbacks do with a step, such as
     averaging the weights, is done before it is saved.
@@ -48,7 +49,7 @@ class SaveOnSignal(Checkpoint):
         """Listen."""
         self.received, self._before = 0, {}
         self._chances, self._every = 0, 1
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in asking():
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not in the main thread, where signals do not arrive
@@ -59,8 +60,11 @@ class SaveOnSignal(Checkpoint):
         self._restore()
         if signal.SIGTERM in self._before:  # Lightning's only notes that it came
             signal.signal(signal.SIGTERM, self._end)
+        if HANGUP is not None and HANGUP in self._before:
+            signal.signal(HANGUP, signal.SIG_IGN)
+        again = "" if number == HANGUP else "; once more ends it at once"
         print(
-            f"{signal.Signals(number).name}: saving after this step; once more ends it at once",
+            f"{signal.Signals(number).name}: saving after this step{again}",
             file=sys.stderr,
             flush=True,
         )
