@@ -41,6 +41,20 @@ def test_assemble_builds_what_the_config_says_and_saves_it_resolved(compose_trai
     assert card["image_size"] == [32, 32]
 
 
+def test_classes_are_weighed_by_the_pictures_that_are_trained_on(
+    compose_train: Compose,
+) -> None:
+    run = assemble(compose_train("model.class_weights=balanced", "data.limit_per_class=2"))
+    counts = torch.tensor(run.datamodule.class_counts("train"))
+    assert counts.sum() == len(run.datamodule.subsets["train"])
+    expected = counts.sum() / (10 * counts.clamp(min=1))
+    torch.testing.assert_close(run.classifier.loss_weights, expected)
+    with pytest.raises(
+        UserError, match=r"^model\.class_weights=\[1, 2\] does not fit: it takes 10 "
+    ):
+        assemble(compose_train("model.class_weights=[1,2]"))
+
+
 def test_initial_weights_depend_on_the_seed_alone(compose_train: Compose) -> None:
     def weights(*overrides: str) -> torch.Tensor:
         return assemble(compose_train(*overrides)).classifier.network.conv.weight

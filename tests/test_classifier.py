@@ -118,6 +118,52 @@ def test_label_smoothing_changes_the_training_loss_as_torch_defines_it(tmp_path:
     assert float(run.callback_metrics["train/loss"]) == pytest.approx(expected, rel=1e-6)
 
 
+def test_balanced_classes_count_alike() -> None:
+    classifier = ImageClassifier(TinyNet(3), class_weights="balanced")
+    classifier.weigh_classes([6, 2, 0])
+    assert classifier.loss_weights is not None
+    assert classifier.loss_weights.tolist() == pytest.approx([8 / 18, 8 / 6, 8 / 3])
+    labels, logits = torch.tensor([0] * 6 + [1] * 2), torch.zeros(8, 3)
+    losses = [classifier.loss(logits[labels == c], labels[labels == c]) for c in (0, 1)]
+    # Each class's pictures together count as much as the other's, and one counts 1 on average.
+    assert float(6 * losses[0]) == pytest.approx(float(2 * losses[1]))
+    assert "loss_weights" not in classifier.state_dict()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_weighted_loss_is_torchs_for_each_picture(mixed: bool) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, 3])
+    targets = F.one_hot(labels, 4).float() * 0.7 + 0.3 / 4 if mixed else labels
+    weights = [0.5, 2.0, 0.0, 1.0]
+    classifier = ImageClassifier(TinyNet(4), label_smoothing=0.1, class_weights=weights)
+    classifier.weigh_classes([1, 1, 1, 3])
+    each = F.cross_entropy(
+        logits, targets, torch.tensor(weights), reduction="none", label_smoothing=0.1
+    )
+    torch.testing.assert_close(classifier.loss(logits, targets), each.mean())
+    # Two devices' halves, whatever they hold, average to the same.
+    halves = [classifier.loss(logits[half], targets[half]) for half in (slice(3), slice(3, 6))]
+    torch.testing.assert_close(sum(halves) / 2, each.mean())
+    plain = ImageClassifier(TinyNet(4), label_smoothing=0.1, class_weights=[1.0] * 4)
+    plain.weigh_classes([1, 1, 1, 3])
+    unweighted = ImageClassifier(TinyNet(4), label_smoothing=0.1).loss(logits, targets)
+    torch.testing.assert_close(plain.loss(logits, targets), unweighted)
+
+
+def test_class_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    for weights in ([1.0, 2.0], [0.0, 0.0, 0.0]):
+        with pytest.raises(UserError) as raised:
+            ImageClassifier(TinyNet(3), class_weights=weights).weigh_classes([1, 1, 1])
+        assert str(raised.value) == (
+            f"model.class_weights={weights} does not fit: it takes 3 numbers, one a class and not "
+            "all 0, or balanced."
+        )
+    unaware = ImageClassifier(TinyNet(4), SGD, class_weights="balanced")
+    with pytest.raises(ValueError, match=r"take effect with weigh_classes\(counts\), before fit"):
+        trainer(tmp_path).fit(unaware, loader(batches([6])))
+
+
 def test_weight_decay_can_leave_out_norm_and_bias() -> None:
     network = TinyNet(4)
     (every,) = ImageClassifier(network, SGD).parameter_groups()

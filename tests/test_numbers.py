@@ -70,7 +70,7 @@ def test_unequal_classes_are_told_with_what_one_answer_gets(
     counts = {"train_cat": 9, "train_dog": 3, "test_cat": 1, "test_dog": 1}
     root = write_pictures(tmp_path / "data", **counts, val_cat=3, val_dog=2)
     told = "\nunequal classes: 9 pictures of cat, 3 of dog; an accuracy of {} is that of always "
-    told += "answering cat"
+    told += "answering cat; model.class_weights=balanced trains all classes alike\n"
     assert made(root).datamodule.class_counts("val") == [3, 2]
     assert told.format("60.00%") in caplog.text
     caplog.clear()
@@ -79,6 +79,10 @@ def test_unequal_classes_are_told_with_what_one_answer_gets(
     (root / "val").rename(root / "valid")
     made(root, "data.val_fraction=0", "monitor=train/loss")
     assert told.format("75.00%") in caplog.text
+    caplog.clear()
+    made(root, "data.val_fraction=0", "monitor=train/loss", "model.class_weights=balanced")
+    assert "answering cat\n" in caplog.text
+    assert "class_weights" not in caplog.text
 
 
 def test_one_picture_leaves_none_to_validate(tmp_path: Path, made: Any) -> None:

@@ -124,6 +124,7 @@ def assemble(cfg: DictConfig) -> Run:
     with parts("model"):
         optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
         classifier = build(cfg.model, optimizer=optimizer, scheduler=scheduler)
+    classifier.weigh_classes(datamodule.class_counts("train"))
     try_network(classifier, datamodule)
     if not cfg.trainer.get("sync_batchnorm"):  # which looks at all devices' pictures
         try_one_picture(classifier, datamodule)
@@ -259,11 +260,11 @@ def statement(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModule) 
         + (f" (the last of {last:,})" if last != batch else "")
         + (f"; weights updated every {accumulated}" if accumulated > 1 else "")
         + (f"; {_counted(steps, 'update')} in all" if steps is not None else "")
-        + _unequal(datamodule)
+        + _unequal(datamodule, weighed=cfg.model.get("class_weights") is not None)
     )
 
 
-def _unequal(datamodule: ImageDataModule) -> str:
+def _unequal(datamodule: ImageDataModule, weighed: bool) -> str:
     """Say which classes have the most and the fewest pictures, where that makes accuracy flatter.
 
     By how much, the accuracy of the most frequent class as the only answer tells.
@@ -279,6 +280,7 @@ def _unequal(datamodule: ImageDataModule) -> str:
         f"\nunequal classes: {counts[most]:,} pictures of {names[most]}, {counts[fewest]:,} of "
         f"{names[fewest]}; an accuracy of {seen[most] / sum(seen):.2%} is that of always "
         f"answering {names[most]}"
+        + ("" if weighed else "; model.class_weights=balanced trains all classes alike")
     )
 
 

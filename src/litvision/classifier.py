@@ -45,6 +45,9 @@ class ImageClassifier(L.LightningModule):
         scheduler: called with the optimizer, gives a schedule that steps after every batch.
         label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2015,
             arXiv 1512.00567); validation and test measure plain cross-entropy.
+        class_weights: what a picture of each class counts in the training loss, in the order of
+            the labels; "balanced": inversely to how many there are, `N / (classes * count)`, so
+            that all classes count alike and a picture 1 on average; None: all 1.
         decay_norm_and_bias: whether weight decay also shrinks biases and the gains of norm layers;
             without it, only weights with two or more dimensions are decayed.
         channels_last: channels-last memory for pictures and weights; "auto": where it is faster
@@ -55,6 +58,7 @@ class ImageClassifier(L.LightningModule):
 
     # What a checkpoint says about itself, so that it can be used from its path alone: plain values.
     card: dict[str, Any]
+    loss_weights: Tensor | None  # float32 `[classes]`, from `weigh_classes`
     # False while a callback lets the loss run away on purpose.
     stop_if_not_finite = True
 
@@ -65,6 +69,7 @@ class ImageClassifier(L.LightningModule):
         scheduler: Callable[..., Any] | None = None,
         *,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        class_weights: Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None = None,
         decay_norm_and_bias: bool = True,
         channels_last: bool | Literal["auto"] = "auto",
         compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = False,
@@ -74,6 +79,8 @@ class ImageClassifier(L.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self.register_buffer("loss_weights", None, persistent=False)
         self.decay_norm_and_bias = decay_norm_and_bias
         self.channels_last = channels_last
         self.compile_network = compile
@@ -98,6 +105,8 @@ class ImageClassifier(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Choose the memory layout for the device that Lightning has picked; compile if asked."""
+        if stage == "fit" and self.class_weights is not None and self.loss_weights is None:
+            raise ValueError("class_weights take effect with weigh_classes(counts), before fit")
         wanted = self.channels_last
         if wanted == "auto":
             device = self.trainer.strategy.root_device.type
@@ -153,6 +162,30 @@ class ImageClassifier(L.LightningModule):
         self._watch(detached, batch_idx)
         return loss if share == 1.0 else loss * share
 
+    def weigh_classes(self, counts: list[int]) -> None:
+        """Let the loss count classes as `class_weights` says.
+
+        Args:
+            counts: how many pictures of each class are trained on.
+
+        Raises:
+            UserError: `class_weights` are not as many as the classes, or all 0.
+        """
+        given = self.class_weights
+        if given is None:
+            return
+        if given == "balanced":
+            total = sum(counts)
+            weights = [total / (len(counts) * max(count, 1)) for count in counts]
+        else:
+            weights = [float(weight) for weight in given]
+            if len(weights) != len(counts) or not any(weights):
+                raise UserError(
+                    f"model.class_weights={given} does not fit: it takes {len(counts)} numbers, "
+                    "one a class and not all 0, or balanced."
+                )
+        self.loss_weights = torch.tensor(weights, dtype=torch.float32, device=self.device)
+
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return what training makes small: the mean over a batch, a scalar.
 
@@ -160,7 +193,12 @@ class ImageClassifier(L.LightningModule):
             logits: float32 `[B, classes]`.
             labels: int64 `[B]`; of mixed pictures, float32 `[B, classes]`, each class's share.
         """
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        smoothing, weights = self.label_smoothing, self.loss_weights
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        # Not over the sum of a batch's weights, which differs from device to device.
+        whole = F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
+        return whole / len(labels)
 
     def _watch(self, loss: Tensor, batch_idx: int) -> None:
         """Notice a loss that is not finite, without making a GPU wait at every step.
