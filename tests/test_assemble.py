@@ -55,6 +55,29 @@ def test_classes_are_weighed_by_the_pictures_that_are_trained_on(
         assemble(compose_train("model.class_weights=[1,2]"))
 
 
+@pytest.mark.parametrize(
+    ("part", "overrides", "kind"),
+    [
+        ("callbacks.x", ["+callbacks.x={_target_: torch.nn.Identity}"], "Callback"),
+        ("logger.x", ["+logger.x={_target_: torch.nn.Identity}"], "Logger"),
+        ("optimizer", ["optimizer._target_=torch.nn.Identity", "optimizer.lr=0.1"], "Optimizer"),
+        ("scheduler", ["scheduler=cosine", "scheduler._target_=torch.nn.Identity"], "LRScheduler"),
+        ("model.network", ["model.network._target_=builtins.dict"], "Module"),
+        ("model", ["model._target_=torch.nn.Identity"], "ImageClassifier"),
+    ],
+)
+def test_a_part_of_another_kind_is_one_line(
+    compose_train: Compose, part: str, overrides: list[str], kind: str
+) -> None:
+    with pytest.raises(UserError) as raised:
+        assemble(compose_train(*overrides))
+    target = "builtins.dict" if "builtins.dict" in overrides[0] else "torch.nn.Identity"
+    name = target.rpartition(".")[2]
+    assert str(raised.value) == (
+        f"{part}._target_={target} gives {name}, which is no {kind}: name one."
+    )
+
+
 def test_initial_weights_depend_on_the_seed_alone(compose_train: Compose) -> None:
     def weights(*overrides: str) -> torch.Tensor:
         return assemble(compose_train(*overrides)).classifier.network.conv.weight

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.loggers import Logger
 
 from conftest import Compose, Run
 from litvision.assemble import assemble, build_all
@@ -105,7 +106,7 @@ def test_a_logger_that_is_not_installed_is_named_with_its_command(
     cfg = compose_train(f"logger={name}")
     message = f"logger={name} needs {name}, which is not installed: make install EXTRAS={name}"
     with pytest.raises(UserError, match=f"^{message}"):
-        build_all(cfg, "logger")
+        build_all(cfg, "logger", Logger)
 
 
 def test_a_run_is_named_by_its_folder() -> None:

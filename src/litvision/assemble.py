@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, ModelSummary, ProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import litvision
@@ -33,6 +33,7 @@ from litvision.preflight import (
     ANY,
     build,
     check_before_reading,
+    check_kind,
     check_monitor,
     check_shared,
     check_strategy,
@@ -124,6 +125,8 @@ def assemble(cfg: DictConfig) -> Run:
     with parts("model"):
         optimizer, scheduler = build(cfg.optimizer), build(cfg.scheduler)
         classifier = build(cfg.model, optimizer=optimizer, scheduler=scheduler)
+    check_kind("model", cfg.model, classifier, ImageClassifier)
+    check_kind("model.network", cfg.model.get("network", {}), classifier.network, torch.nn.Module)
     classifier.weigh_classes(datamodule.class_counts("train"))
     try_network(classifier, datamodule)
     if not cfg.trainer.get("sync_batchnorm"):  # which looks at all devices' pictures
@@ -203,7 +206,7 @@ def use_hardware(cfg: DictConfig) -> None:
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """Build the trainer with the callbacks and loggers of the config; null ones are left out."""
-    callbacks, loggers = build_all(cfg, "callbacks"), build_all(cfg, "logger")
+    callbacks, loggers = build_all(cfg, "callbacks", L.Callback), build_all(cfg, "logger", Logger)
     # First, so that a learning rate is found for the batch that training takes, and that what logs
     # a step's rate sees the step's own.
     first = (BatchSizeFinder, Warmup)
@@ -225,8 +228,8 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     return trainer
 
 
-def build_all(cfg: DictConfig, group: str) -> list[Any]:
-    """Instantiate the members of a group that are not null."""
+def build_all(cfg: DictConfig, group: str, kind: type) -> list[Any]:
+    """Instantiate the members of a group that are not null, all of one kind."""
     members = [(name, node) for name, node in (cfg.get(group) or {}).items() if node is not None]
     for name, node in members:
         if not isinstance(node, DictConfig):
@@ -237,7 +240,10 @@ def build_all(cfg: DictConfig, group: str) -> list[Any]:
                 f"Add {group}=[default,{name}], or take its options out."
             )
     with parts(group):
-        return [build(node) for _, node in members]
+        built = [build(node) for _, node in members]
+    for (name, node), member in zip(members, built, strict=True):
+        check_kind(f"{group}.{name}", node, member, kind)
+    return built
 
 
 def build_datamodule(node: DictConfig, trust: Any = ANY) -> ImageDataModule:

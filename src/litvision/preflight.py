@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import FSDPStrategy, Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pydantic import Field
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from litvision.classifier import METRICS
 from litvision.datamodule import ImageDataModule
@@ -126,6 +127,7 @@ def trial_optimizer(cfg: DictConfig) -> Optimizer:
         built: Optimizer = build(cfg.optimizer)(
             [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
         )
+    check_kind("optimizer", cfg.optimizer, built, Optimizer)
     return built
 
 
@@ -151,12 +153,13 @@ def try_optimizer(cfg: DictConfig) -> Optimizer:
             "trainer.max_steps."
         )
     try:
-        build(cfg.scheduler)(optimizer)
+        schedule = build(cfg.scheduler)(optimizer)
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
             f"scheduler: {one_line(error)} (for {cfg.total_steps} steps). Change the "
             "schedule's options, or trainer.max_epochs or trainer.max_steps."
         ) from error
+    check_kind("scheduler", cfg.scheduler, schedule, LRScheduler)
     return optimizer
 
 
@@ -224,6 +227,25 @@ def build(node: DictConfig | None, trust: Any = ANY, **more: Any) -> Any:
     # config that the node belongs to.
     alone = OmegaConf.create(OmegaConf.to_container(node, resolve=True))
     return instantiate(alone, _convert_="all", _execution_whitelist_=trust, **more)
+
+
+def check_kind(path: str, node: Any, found: Any, kind: type) -> None:
+    """Refuse what a node has built where it is not of the kind that belongs there.
+
+    Args:
+        path: of the node in the config.
+        node: with a `_target_`.
+        found: what was built.
+        kind: the class that it has to be of.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(found, kind):
+        raise UserError(
+            f"{path}._target_={node.get('_target_')} gives {type(found).__name__}, which is no "
+            f"{kind.__name__}: name one."
+        )
 
 
 @contextmanager
