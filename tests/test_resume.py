@@ -118,9 +118,12 @@ def test_stopped_by_a_signal_and_gone_on_with(
 def test_the_latest_run_that_has_not_ended_is_found(tmp_path: Path, run: Run, whole: Path) -> None:
     done = run("train", *OPTIONS, "resume=auto", SIGNAL % (9, signal.SIGTERM))
     assert done.returncode == 75
+    none = "resume=auto: no run in logs/default waits to go on; a new one begins"
+    assert done.stderr.splitlines()[0] == none
     (stopped,) = (tmp_path / "logs" / "default").iterdir()
     done = run("train", *OPTIONS, "resume=auto")
     assert done.returncode == 0, done.stderr
+    assert "resume=auto" not in done.stderr
     same_end(stopped, whole)
     # It has ended now: the same command begins another.
     again = run("train", *OPTIONS, "resume=auto", "trainer.max_epochs=1")

@@ -171,7 +171,11 @@ def _named(arguments: list[str]) -> list[str]:
     """
     if "resume=auto" not in arguments:
         return arguments
-    run = _latest(arguments)
+    named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
+    folder = Path("logs", named[-1] if named else "default")
+    run = _latest(folder)
+    if run is None and not _rank():
+        print(f"resume=auto: no run in {folder} waits to go on; a new one begins", file=sys.stderr)
     found = f"resume='{run}'" if run else "resume=null"
     return [found if argument == "resume=auto" else argument for argument in arguments]
 
@@ -184,7 +188,7 @@ def _implied(arguments: list[str]) -> list[str]:
     `resume` in the run's.
     """
     implied: list[str] = []
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    rank = _rank()
     if rank and not any(argument.startswith("hydra.run.dir=") for argument in arguments):
         # Started by torchrun or SLURM a moment after the first, it would name a folder by its time.
         aside = Path(tempfile.gettempdir(), f"litvision-rank-{rank}")
@@ -208,14 +212,18 @@ def _implied(arguments: list[str]) -> list[str]:
     return list(dict.fromkeys(implied))
 
 
-def _latest(arguments: list[str]) -> str | None:
+def _rank() -> int:
+    """Return which of the processes that torchrun or SLURM has started this is, from 0."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+
+
+def _latest(folder: Path) -> str | None:
     """Return the experiment's latest run that has saved where it was and has not ended.
 
     Nor is it being trained, but by the first of the processes that torchrun or SLURM has started
     with this one.
     """
-    named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
-    runs = Path("logs", named[-1] if named else "default").glob("*/checkpoints/last.ckpt")
+    runs = folder.glob("*/checkpoints/last.ckpt")
     for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
         run = path.parents[1]
         ended = records.read_result(run).get("state") == "done"

@@ -200,6 +200,17 @@ def test_a_fraction_that_does_not_fit_the_folder_is_one_line(flat: Path) -> None
         f"no folder {flat}/nowhere; expected {flat}/nowhere/<class>/*.jpg (or .png, …); set "
         "data.root to the folder that holds the class folders"
     )
+    pictures = flat / "a"  # as if it were all there is
+    (pictures / "deeper").rmdir()
+    beside = f"; 60 in {pictures} itself, in no class's folder"
+    assert error(pictures) == (
+        f"no pictures in {pictures}; expected {pictures}/<class>/*.jpg (or .png, …){beside}"
+    )
+    assert error_of(ImageFolder(pictures)) == (
+        f"no folder {pictures}/train; expected {pictures}/train/<class>/*.jpg and "
+        f"{pictures}/test/<class>/*.jpg (or .png, …){beside}; set data.root to the folder that "
+        "holds train and test"
+    )
     single = flat.parent / "single" / "a"
     single.mkdir(parents=True)
     shutil.copy(flat / "a" / "0.png", single)

@@ -22,7 +22,7 @@ from litvision import records
 from litvision.batches import Images
 from litvision.errors import UserError
 from litvision.sources.decode import DecodedBatches, others
-from litvision.sources.layout import Layout, Split
+from litvision.sources.layout import Layout, Split, loose
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class _Split:
         if not self.files:
             there = others(self.place)
             raise UserError(
-                f"no pictures in {self.place}; {layout.expected([name])}"
+                f"no pictures in {self.place}; {layout.expected([name])}{loose(self.place)}"
                 + (f"; there are {there}" if there else "")
             )
         self.check("skip")

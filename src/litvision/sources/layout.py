@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from litvision.errors import UserError
-from litvision.sources.decode import pictures, visible
+from litvision.sources.decode import EXTENSIONS, pictures, visible
 
 log = logging.getLogger(__name__)
 
@@ -143,9 +143,18 @@ class Layout:
         )
         holds = both if self.test_fraction is None else "the class folders"
         return UserError(
-            f"{no_folder}; {self.expected(needed)}; set data.root to the folder that holds {holds}"
-            + (without if there else "")
+            f"{no_folder}; {self.expected(needed)}{loose(self.root)}; set data.root to the folder "
+            f"that holds {holds}" + (without if there else "")
         )
+
+
+def loose(folder: Path) -> str:
+    """Return words for how many pictures lie in no class folder but beside them; "" for none."""
+    try:
+        count = sum(entry.name.lower().endswith(EXTENSIONS) for entry in visible(folder))
+    except OSError:  # nothing there
+        count = 0
+    return f"; {count:,} in {folder} itself, in no class's folder" if count else ""
 
 
 def held_out(names: Sequence[str], fraction: float) -> set[str]:
