@@ -122,7 +122,7 @@ def test_balanced_classes_count_alike() -> None:
     classifier = ImageClassifier(TinyNet(3), class_weights="balanced")
     classifier.weigh_classes([6, 2, 0])
     assert classifier.loss_weights is not None
-    assert classifier.loss_weights.tolist() == pytest.approx([8 / 18, 8 / 6, 8 / 3])
+    assert classifier.loss_weights.tolist() == pytest.approx([8 / 12, 8 / 4, 0])  # two are there
     labels, logits = torch.tensor([0] * 6 + [1] * 2), torch.zeros(8, 3)
     losses = [classifier.loss(logits[labels == c], labels[labels == c]) for c in (0, 1)]
     # Each class's pictures together count as much as the other's, and one counts 1 on average.
@@ -149,6 +149,17 @@ def test_weighted_loss_is_torchs_for_each_picture(mixed: bool) -> None:
     plain.weigh_classes([1, 1, 1, 3])
     unweighted = ImageClassifier(TinyNet(4), label_smoothing=0.1).loss(logits, targets)
     torch.testing.assert_close(plain.loss(logits, targets), unweighted)
+
+
+def test_a_class_of_ones_own_may_have_class_weights_of_its_own() -> None:
+    class Weighted(ImageClassifier):
+        def __init__(self, *, class_weights: list[float], **options: Any) -> None:
+            super().__init__(**options)
+            self.register_buffer("class_weights", torch.tensor(class_weights), persistent=False)
+
+    classifier = Weighted(class_weights=[1.0, 2.0], network=TinyNet(2))
+    classifier.weigh_classes([1, 1])
+    assert classifier.class_weights.tolist() == [1, 2]
 
 
 def test_class_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

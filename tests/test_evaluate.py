@@ -67,7 +67,7 @@ def test_a_checkpoint_alone_gives_the_test_result_of_its_run(
     assert found["test/acc"] == trained.result["test/acc"] == 1.0
     assert "The classifier was trained on pictures of" not in done.stdout
     assert found["test/loss"] == pytest.approx(trained.result["test/loss"], rel=1e-6)
-    named = {"checkpoint": str(moved), "split": "test", "tta": None}
+    named = {"checkpoint": str(moved), "split": "test", "tta": None, "test/balanced_acc": 1.0}
     assert {key: found[key] for key in named} == named
     assert [line.split()[0] for line in done.stdout.splitlines() if line] == [
         "pictures", "loss", "accuracy", "blue", "green", "red",
@@ -164,6 +164,7 @@ def test_a_choice_takes_over_what_the_network_was_trained_with(
     keys = ("seed", "val_fraction", "limit_per_class")
     chosen = {"_target_": "any", "root": str(tmp_path), "image_size": 32, "num_workers": None}
     chosen |= {"eval_batch_size": None, "seed": 0, "val_fraction": 0.1, "limit_per_class": None}
+    chosen["test_fraction"] = None
     node = data_config(OmegaConf.create(chosen), of_run(tmp_path), split)
     found = OmegaConf.to_container(node, resolve=True)
     assert isinstance(found, dict)

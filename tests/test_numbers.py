@@ -85,6 +85,25 @@ def test_unequal_classes_are_told_with_what_one_answer_gets(
     assert "class_weights" not in caplog.text
 
 
+@pytest.mark.parametrize(("cats", "told"), [(6, False), (7, True)])
+def test_half_as_many_again_is_not_yet_unequal(
+    tmp_path: Path, made: Any, caplog: pytest.LogCaptureFixture, cats: int, told: bool
+) -> None:
+    caplog.set_level("INFO")
+    counts = {"train_cat": cats, "train_dog": 4, "test_cat": 1, "test_dog": 1}
+    made(write_pictures(tmp_path / "data", **counts, val_cat=1, val_dog=2))
+    assert ("an accuracy of 33.33% is that of always answering cat" in caplog.text) == told
+
+
+def test_classes_are_counted_and_weighed_as_trained_on(tmp_path: Path, made: Any) -> None:
+    counts = {"train_cat": 9, "train_dog": 3, "test_cat": 1, "test_dog": 1}
+    root = write_pictures(tmp_path / "data", **counts, val_cat=3)
+    run = made(root, "data.limit_per_class=4", "model.class_weights=balanced")
+    assert run.datamodule.class_counts("train") == [4, 3]
+    assert run.datamodule.class_counts("val") == [3, 0]
+    assert run.classifier.loss_weights.tolist() == pytest.approx([7 / 8, 7 / 6])
+
+
 def test_one_picture_leaves_none_to_validate(tmp_path: Path, made: Any) -> None:
     for counts in ({"train_cat": 1}, {"train_cat": 1, "train_dog": 1}):
         root = write_pictures(tmp_path / str(len(counts)), **counts, test_cat=1)

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from conftest import run_command, write_image_folder
 from litvision import checkpoints
+from litvision.errors import UserError
 from litvision.evaluate import data_config
 from litvision.sources.layout import Layout
 from test_evaluate import EVALUATE, TRAIN, of_run
@@ -24,6 +25,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_image_folder(folder / "both")
     (folder / "both" / "train").rename(folder / "flat")
     (folder / "both").rename(folder / "other")
+    shutil.copytree(folder / "flat", folder / "moved" / "train")
+    shutil.copytree(folder / "flat", folder / "strange")
+    for path in (folder / "strange").rglob("*.*"):
+        path.rename(path.with_stem(f"{path.stem}x"))
     options = [*TRAIN, "data.root=flat", "data.test_fraction=0.3", "hydra.run.dir=run"]
     done = run_command(folder, "train", *options)
     assert done.returncode == 0, done.stderr
@@ -32,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def aside(root: Path) -> int:
     """How many pictures of the flat folder are tested on."""
-    layout = Layout(root, 0.3, ".litvision")
+    layout = Layout(root, 0.3, root / ".litvision")
     return sum(len(layout.files("test", name)) for name in ("blue", "green", "red"))
 
 
@@ -50,7 +55,11 @@ def test_a_run_tests_on_what_is_set_aside(place: Path) -> None:
     [
         ((), None),
         (("data=image_folder", "data.root=flat"), None),  # of the same folder, the same pictures
-        (("data=image_folder", "data.root=flat", "data.test_fraction=1"), 24),
+        (("data=image_folder", "data.root=moved"), None),  # nor of the same names elsewhere
+        (("data=image_folder", "data.root=moved", "data.test_fraction=0.3"), None),
+        (("data=image_folder", "data.root=moved", "data.test_fraction=1"), 24),
+        (("data.root=moved", "data.test_fraction=1"), 24),
+        (("data=image_folder", "data.root=strange", "data.test_fraction=1"), 24),
         (("data=image_folder", "data.root=other"), 12),
         (("data.root=other",), 12),
     ],
@@ -63,17 +72,45 @@ def test_evaluate_knows_what_was_set_aside(
     assert done.returncode == 0, done.stderr
     told = f"pictures  {aside(place / 'flat') if count is None else count:>8,}"
     assert told in done.stdout
+    seen = "data.root=moved" in data and count == 24
+    warned = "Some of these pictures were trained on, which set data.test_fraction=0.3 of them "
+    assert (f"{warned}aside: leave it out to test on those alone." in done.stdout) == seen
 
 
 def test_class_folders_of_others_ask_which_share(place: Path) -> None:
-    shutil.copytree(place / "flat", place / "copy", ignore=shutil.ignore_patterns(".litvision"))
-    options = ["checkpoint=run", "data=image_folder", "data.root=copy", *EVALUATE]
+    options = ["checkpoint=run", "data=image_folder", "data.root=strange", *EVALUATE]
     done = run_command(place, "evaluate", *options)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (
         1,
-        "error: no folder copy/test, but blue, green, red: if these are the classes, give "
-        "data.test_fraction=1 to test on all of them, or move them into copy/test",
+        "error: no folder strange/test, but blue, green, red: if these are the classes, give "
+        "data.test_fraction=1 to test on all of them, or move them into strange/test",
     )
+
+
+def test_a_fraction_that_is_typed_is_never_dropped(place: Path) -> None:
+    options = ["checkpoint=run", "data.root=other", "data.test_fraction=0.5", *EVALUATE]
+    done = run_command(place, "evaluate", *options)
+    assert done.stderr.splitlines()[-1] == (
+        "error: data.test_fraction=0.5, but there is other/test to test on: leave "
+        "data.test_fraction out, or move its pictures to the others"
+    )
+
+
+def test_the_same_folder_by_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trained").mkdir()
+    card = of_run(tmp_path / "trained", test_fraction=0.3)
+    monkeypatch.chdir(tmp_path)
+    chosen = {"_target_": "any", "image_size": 32, "test_fraction": None, "root": "trained"}
+    chosen |= {"eval_batch_size": None, "num_workers": None}
+    assert data_config(OmegaConf.create(chosen), card, "test").test_fraction == 0.3
+
+
+def test_a_checkpoint_from_before_the_fraction_takes_one(tmp_path: Path) -> None:
+    source = {"_target_": "litvision.sources.image_folder.ImageFolder", "_partial_": True}
+    given = OmegaConf.create({"test_fraction": 1})
+    assert data_config(given, of_run(tmp_path, source=source), "test").test_fraction == 1
+    with pytest.raises(UserError, match=r"^data\.test_fraction: the data that the checkpoint was "):
+        data_config(given, of_run(tmp_path), "test")
 
 
 @pytest.mark.parametrize(("split", "fraction"), [("val", 0.3), ("train", 0.3), ("test", None)])
@@ -88,7 +125,10 @@ def test_validation_pictures_are_set_aside_after_those_to_test_on(
     chosen |= {"eval_batch_size": None, "num_workers": None}
     for root, expected in ((trained, 0.3), (other, fraction)):
         node = data_config(OmegaConf.create({**chosen, "root": str(root)}), card, split)
-        assert node.test_fraction == expected
+        assert node.get("test_fraction") == expected
     (other / "test").mkdir()
     node = data_config(OmegaConf.create({**chosen, "root": str(other)}), card, split)
-    assert node.test_fraction is None
+    assert node.get("test_fraction") is None
+    # Pictures of another kind know no such option.
+    drawn = {**chosen, "root": None, "source": {"_target_": "litvision.sources.shapes.Shapes"}}
+    assert "test_fraction" not in data_config(OmegaConf.create(drawn), card, split)

@@ -79,7 +79,7 @@ class ImageClassifier(L.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.label_smoothing = label_smoothing
-        self.class_weights = class_weights
+        self._class_weights = class_weights  # a class of one's own may have a tensor by that name
         self.register_buffer("loss_weights", None, persistent=False)
         self.decay_norm_and_bias = decay_norm_and_bias
         self.channels_last = channels_last
@@ -105,7 +105,7 @@ class ImageClassifier(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Choose the memory layout for the device that Lightning has picked; compile if asked."""
-        if stage == "fit" and self.class_weights is not None and self.loss_weights is None:
+        if stage == "fit" and self._class_weights is not None and self.loss_weights is None:
             raise ValueError("class_weights take effect with weigh_classes(counts), before fit")
         wanted = self.channels_last
         if wanted == "auto":
@@ -171,12 +171,12 @@ class ImageClassifier(L.LightningModule):
         Raises:
             UserError: `class_weights` are not as many as the classes, or all 0.
         """
-        given = self.class_weights
+        given = self._class_weights
         if given is None:
             return
         if given == "balanced":
-            total = sum(counts)
-            weights = [total / (len(counts) * max(count, 1)) for count in counts]
+            share = sum(counts) / sum(count > 0 for count in counts)
+            weights = [share / count if count else 0.0 for count in counts]
         else:
             weights = [float(weight) for weight in given]
             if len(weights) != len(counts) or not any(weights):
@@ -189,6 +189,9 @@ class ImageClassifier(L.LightningModule):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return what training makes small: the mean over a batch, a scalar.
 
+        One of a class of one's own counts classes as `class_weights` says if it uses
+        `loss_weights`.
+
         Args:
             logits: float32 `[B, classes]`.
             labels: int64 `[B]`; of mixed pictures, float32 `[B, classes]`, each class's share.
@@ -196,6 +199,7 @@ class ImageClassifier(L.LightningModule):
         smoothing, weights = self.label_smoothing, self.loss_weights
         if weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        weights = weights.to(logits.dtype)
         # Not over the sum of a batch's weights, which differs from device to device.
         whole = F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
         return whole / len(labels)

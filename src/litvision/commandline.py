@@ -74,6 +74,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(function)
         def task(cfg: DictConfig) -> Any:
+            outlive_readers()  # in a worker process, too
             try:
                 if missing := sorted(OmegaConf.missing_keys(cfg)):
                     raise UserError(f"{missing[0]} has no value: give {missing[0]}=…")

@@ -29,8 +29,8 @@ class Interrupted(SystemExit):
 
     CODE = 75  # sysexits.h: a temporary failure, try again later
 
-    def __init__(self) -> None:
-        super().__init__(self.CODE)
+    def __init__(self, code: int = CODE) -> None:
+        super().__init__(code)
 
 
 def asking() -> list[int]:

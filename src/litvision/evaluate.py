@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FOLDER = "litvision.sources.image_folder.ImageFolder"
+
 
 @command("evaluate")
 def main(cfg: DictConfig) -> float:
@@ -164,7 +166,8 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
         split: to test on. Of a source that can leave splits out, no other is read, but those of
             training where validation pictures are set aside from them.
     """
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    typed = {option.partition("=")[0].lstrip("+") for option in overrides}
     if "_target_" in data:
         node = OmegaConf.create(OmegaConf.to_container(data, resolve=True, throw_on_missing=True))
         assert isinstance(node, DictConfig)
@@ -172,16 +175,19 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
         trained = card["config"]["data"]
         if split != "test":  # what set validation pictures aside from those that were trained on
             own |= {key: trained.get(key) for key in ("seed", "val_fraction", "limit_per_class")}
-        same = _folder(node).resolve() == _folder(trained).resolve()
-        if trained.get("test_fraction") and (same or split != "test"):
-            own["test_fraction"] = trained["test_fraction"]
+        aside = trained.get("test_fraction") if _source(node) == _source(trained) else None
+        if aside and (split != "test" or _were_trained_on(node, card)):
+            own["test_fraction"] = aside
         for key, value in own.items():
-            if key in node and not any(option.startswith(f"data.{key}=") for option in typed):
+            if key in node and f"data.{key}" not in typed:
                 node[key] = value
-        for key in [key for key in ("root", "eval_batch_size", "num_workers") if node[key] is None]:
-            del node[key]  # not this data set's: evaluate.yaml has them for the checkpoint's own
+        for key in ("root", "eval_batch_size", "num_workers", "test_fraction"):
+            if node[key] is None:  # evaluate.yaml has it for the checkpoint's own data
+                del node[key]
     else:
         node = OmegaConf.create(card["config"]["data"])
+        if _source(node) == FOLDER:  # of a file from before it had one
+            node.setdefault("test_fraction", None)
         unknown = [str(key) for key, value in data.items() if value is not None and key not in node]
         if unknown:
             raise UserError(
@@ -194,10 +200,16 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
                 f"The pictures that the classifier was trained on are not at {node.root}: give "
                 "data.root=<where they are>, or data=<choice>."
             )
-    # What set a part of the training pictures aside says nothing of others with a test split.
-    asked = any(option.startswith("data.test_fraction=") for option in typed)
-    if node.get("test_fraction") and not asked and (_folder(node) / "test").is_dir():
-        node.test_fraction = None
+    if "data.test_fraction" in typed:
+        aside = card["config"]["data"].get("test_fraction") or 1
+        seen = split == "test" and (node.get("test_fraction") or 0) > aside
+        if seen and _were_trained_on(node, card):
+            log.warning(
+                "Some of these pictures were trained on, which set data.test_fraction="
+                f"{aside:g} of them aside: leave it out to test on those alone."
+            )
+    elif node.get("test_fraction") and (_folder(node) / "test").is_dir():
+        node.test_fraction = None  # it says nothing of others, with a test split of their own
     given = node.get("classes")
     if given is not None and [str(name) for name in given] != card["classes"]:  # 0 may be a name
         names = ",".join(f"'{name}'" for name in card["classes"])
@@ -252,6 +264,32 @@ def balanced_accuracy(matrix: Tensor) -> float:
     counts = matrix.sum(1).double()
     there = counts > 0
     return float((matrix.diag()[there] / counts[there]).mean())
+
+
+def _were_trained_on(data: DictConfig, card: dict[str, Any]) -> bool:
+    """Say whether a folder holds the pictures of the training, a part of which was set aside."""
+    from litvision.sources.image_folder import fingerprint
+    from litvision.sources.layout import Layout
+
+    trained, folder = card["config"]["data"], _folder(data)
+    if not trained.get("test_fraction") or not folder.is_dir():
+        return False
+    if folder.resolve() == _folder(trained).resolve():
+        return True
+    # It may have moved, or the run was started from elsewhere.
+    layout = Layout(folder, trained["test_fraction"], folder / ".litvision")
+    if not (folder / layout.place("train")).is_dir():
+        return False
+    names = [
+        layout.name(path)
+        for class_name in layout.classes("train")
+        for path, *_ in layout.files("train", class_name)
+    ]
+    return fingerprint(names) == (card.get("pictures") or {}).get("files")
+
+
+def _source(data: Any) -> str | None:
+    return (data.get("source") or {}).get("_target_")
 
 
 def _folder(data: Any) -> Path:

@@ -8,9 +8,6 @@ import os
 import sys
 from typing import Any
 
-# What a terminal that was closed and a pipe whose reader has ended answer.
-GONE = (errno.EIO, errno.EPIPE)
-
 
 def outlive_readers() -> None:
     """Let what this process prints go nowhere once nobody can read it, instead of ending it.
@@ -26,6 +23,8 @@ def outlive_readers() -> None:
         if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
             stream.flush()
             raw = _Outliving(stream.fileno(), "w", closefd=False)
+            # A pipe whose reader has ended, and a terminal that was closed; of a disk, a fault.
+            raw.gone = (errno.EPIPE, errno.EIO) if stream.isatty() else (errno.EPIPE,)
             unbuffered = stream.write_through  # python -u
             replaced = io.TextIOWrapper(
                 raw if unbuffered else io.BufferedWriter(raw),
@@ -38,10 +37,12 @@ def outlive_readers() -> None:
 
 
 class _Outliving(io.FileIO):
+    gone: tuple[int, ...] = ()
+
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in GONE:
+            if error.errno not in self.gone:
                 raise
             return memoryview(data).nbytes

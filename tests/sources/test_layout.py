@@ -10,7 +10,7 @@ from PIL import Image
 
 from litvision.errors import UserError
 from litvision.sources.image_folder import ImageFolder
-from litvision.sources.layout import held_out
+from litvision.sources.layout import Layout, is_held_out
 
 
 def error_of(source: ImageFolder) -> str:
@@ -154,21 +154,34 @@ def test_the_choice_is_of_names_alone(flat: Path) -> None:
     assert set(numbers(flat, "test", 0.1)) < set(more) < set(numbers(flat, "test", 0.5))
 
 
+def test_a_picture_that_goes_moves_no_other(flat: Path) -> None:
+    first = numbers(flat, "test")
+    for number in first[:5] + numbers(flat, "train")[:5]:
+        (flat / "ab"[number % 2] / f"{number}.png").unlink()
+    assert numbers(flat, "test") == first[5:]
+
+
 def test_letters_composed_or_taken_apart_are_the_same_name() -> None:
-    composed = [f"\u00e4/{number}.png" for number in range(50)]
-    apart = [name.replace("\u00e4", "a\u0308") for name in composed]
-    chosen = held_out(composed, 0.3)
-    assert {name.replace("\u00e4", "a\u0308") for name in chosen} == held_out(apart, 0.3)
-    assert held_out([f"a/\udcff{number}.png" for number in range(9)], 0.5)  # no text at all
+    for number in range(50):
+        composed = f"\u00e4/{number}.png"
+        apart = composed.replace("\u00e4", "a\u0308")
+        assert is_held_out(composed, 0.3) == is_held_out(apart, 0.3)
 
 
-@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
-def test_of_two_pictures_one_is_on_each_side(fraction: float) -> None:
-    for number in range(20):
-        pair = [f"a/{number}.png", f"a/{number}.jpg"]
-        assert len(held_out(pair, fraction)) == 1
-    assert held_out(["a/0.png"], fraction) == set()
-    assert held_out([], fraction) == set()
+@pytest.mark.parametrize(("one", "other"), [("\u2460", "1"), ("\udc80", "\udc81")])
+def test_names_that_only_look_alike_are_two(one: str, other: str) -> None:
+    aside = [[is_held_out(f"a/{sign}{n}.png", 0.5) for n in range(40)] for sign in (one, other)]
+    assert aside[0] != aside[1]
+
+
+def test_about_so_many_are_held_out() -> None:
+    names = [f"a/{number}.png" for number in range(20_000)]
+    for fraction in (0.01, 0.2, 0.9):
+        count = sum(is_held_out(name, fraction) for name in names)
+        deviation = (20_000 * fraction * (1 - fraction)) ** 0.5
+        assert abs(count - 20_000 * fraction) < 3 * deviation
+    assert not any(is_held_out(name, 0) for name in names)
+    assert all(is_held_out(name, 1) for name in names)
 
 
 def test_a_fraction_that_does_not_fit_the_folder_is_one_line(flat: Path) -> None:
@@ -191,7 +204,13 @@ def test_a_fraction_that_does_not_fit_the_folder_is_one_line(flat: Path) -> None
     )
     (flat / "c").rename(flat / "Train")
     assert error(flat) == f"no folder {flat}/train, but Train: rename it to train"
-    (flat / "Train").rename(flat / "test")
+    (flat / "Train").rename(flat / "Test")
+    assert error(flat) == (
+        f"{flat}/Test has the name of a split: if it is a class, rename it, or move the class "
+        f"folders into {flat}/train; if its pictures are for testing, rename it to test and leave "
+        "data.test_fraction out"
+    )
+    (flat / "Test").rename(flat / "test")
     assert error(flat) == (
         f"data.test_fraction=0.2, but there is {flat}/test to test on: leave data.test_fraction "
         "out, or move its pictures to the others"
@@ -215,8 +234,20 @@ def test_a_fraction_that_does_not_fit_the_folder_is_one_line(flat: Path) -> None
     single.mkdir(parents=True)
     shutil.copy(flat / "a" / "0.png", single)
     assert error(single.parent) == (
-        f"data.test_fraction=0.2 finds no class in {single.parent} with two pictures, one to train "
-        "on and one to test on: add some"
+        f"no pictures in {single}; expected {single.parent}/<class>/*.jpg (or .png, …); 1 set "
+        "aside by data.test_fraction=0.2; add some or remove the folder"
+    )
+    (single / "0.png").rename(single / "1.png")  # which falls to the other side
+    assert error(single.parent) == (
+        f"data.test_fraction=0.2 sets no picture in {single.parent} aside to test on: give more, "
+        "or add pictures"
+    )
+    (single / "0.png").write_text("no picture")
+    shutil.copy(flat / "a" / "0.png", single / "8.png")
+    (single / "1.png").write_text("no picture")
+    assert error(single.parent, on_error="skip") == (
+        f"no pictures in {single}; expected {single.parent}/<class>/*.jpg (or .png, …); 1 cannot "
+        "be read; 2 set aside by data.test_fraction=0.2; add some or remove the folder"
     )
 
 
@@ -246,3 +277,121 @@ def test_what_is_skipped_is_listed_for_either_side(flat: Path) -> None:
     shutil.copy(flat / "a" / "4.png", flat / "a" / "1001.png")
     ImageFolder(flat, 8, "skip", test_fraction=0.2).prepare()
     assert listed.read_text().startswith(f"{flat}/a/2.png\t")
+    assert (flat / ".litvision" / "train-0.2-8px.npy").exists()  # none is in another's way
+
+
+def test_class_folders_may_have_one_to_validate_on_beside_them(flat: Path) -> None:
+    for name in "ab":
+        shutil.copytree(flat / name, flat / "val" / name)
+    splits = ImageFolder(flat, image_size=8, test_fraction=0.2).read()
+    assert {name: len(images) for name, images in splits.items()} == {
+        "train": 94, "test": 26, "val": 120,
+    }  # fmt: skip
+    assert splits["train"].classes == ("a", "b")
+
+
+def test_pictures_to_validate_on_are_none_of_those_set_aside(flat: Path) -> None:
+    (flat / "train").mkdir()
+    for name in "ab":
+        (flat / name).rename(flat / "train" / name)
+        (flat / "val" / name).mkdir(parents=True)
+        for number in range(10):
+            path = flat / "val" / name / f"{number}.png"
+            Image.new("RGB", (8, 8), (200 + number, 0, 0)).save(path)
+    splits = ImageFolder(flat, image_size=8, test_fraction=0.2).read()
+    assert list(splits) == ["train", "test", "val"]
+    assert splits["val"].pixels[:, 0, 0, 0].tolist() == 2 * [*range(200, 210)]
+    assert numbers(flat, "val") == sorted(2 * [*range(200, 210)])
+    assert list(ImageFolder(flat, image_size=8, splits=["train"]).read()) == ["train"]
+
+
+def test_a_fraction_of_1_is_no_word_on_a_test_folder(flat: Path) -> None:
+    assert error_of(ImageFolder(flat, test_fraction=1, splits=["train"])) == (
+        "data.test_fraction=1 leaves no picture to train on: give less, such as 0.2"
+    )
+    (flat / "test").mkdir()
+    assert error_of(ImageFolder(flat, test_fraction=1, splits=["test"])).startswith(
+        f"data.test_fraction=1, but there is {flat}/test to test on: "
+    )
+
+
+def test_a_cache_hides_no_class(flat: Path, image_folder: Path) -> None:
+    elsewhere = ImageFolder(flat, 8, test_fraction=0.2, cache_dir=flat.parent / "scratch" / "a")
+    assert elsewhere.read()["train"].classes == ("a", "b")
+    within = ImageFolder(flat, 8, test_fraction=0.2, cache_dir=flat / "cache" / "decoded")
+    for _ in range(2):
+        assert within.read()["train"].classes == ("a", "b")
+    named = ImageFolder(image_folder, cache_dir=image_folder / "blue")
+    assert named.read()["train"].classes == ("blue", "green", "red")
+
+
+def test_what_is_left_out_is_said_where_all_is_tested_on(
+    flat: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (flat / "a" / "phone.heic").touch()
+    ImageFolder(flat, 8, test_fraction=1, splits=["test"]).read()
+    assert caplog.messages == [f"no pictures by their names, left out of {flat}: 1 .heic"]
+
+
+def test_a_fraction_of_1_finds_no_pictures(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert error_of(ImageFolder(tmp_path, test_fraction=1, splits=["test"])) == (
+        f"no pictures in {tmp_path}; expected {tmp_path}/<class>/*.jpg (or .png, …)"
+    )
+
+
+def test_an_empty_folder_to_validate_on_is_named(flat: Path) -> None:
+    (flat / "val").mkdir()
+    assert error_of(ImageFolder(flat, test_fraction=0.2)) == (
+        f"no pictures in {flat}/val; expected {flat}/val/<class>/*.jpg (or .png, …)"
+    )
+
+
+# ------------------------------------------------------------------------------ folders of splits
+
+
+def test_pictures_come_in_the_order_of_their_names(flat: Path) -> None:
+    names = [f"{number:03}.png" for number in (7, 3, 9, 1)]
+    (flat / "train" / "c").mkdir(parents=True)
+    for name in names:
+        (flat / "train" / "c" / name).touch()
+    found = [path for path, _, _ in Layout(flat, None, flat / "cache").files("train", "c")]
+    assert found == [f"train/c/{name}" for name in sorted(names)]
+
+
+def test_what_is_missing_is_told_by_what_is_needed(flat: Path, image_folder: Path) -> None:
+    alone = f"no folder {flat}/train, but a, b: if these are the classes, "
+    alone += f"move them into {flat}/train"
+    assert error_of(ImageFolder(flat, splits=["train"])) == alone
+    assert error_of(ImageFolder(flat, splits=["train", "val"])) == alone
+    (image_folder / "test").rename(image_folder / "notes")
+    assert error_of(ImageFolder(image_folder)).startswith(
+        f"no folder {image_folder}/test; expected {image_folder}/train/<class>/*.jpg and "
+    )
+    other = image_folder / "pets"  # beside train, but none of the splits
+    other.mkdir()
+    assert error_of(ImageFolder(other)).startswith(f"no folder {other}/train; expected ")
+    nowhere = image_folder / "nowhere" / "train"
+    assert error_of(ImageFolder(nowhere)) == (
+        f"no folder {nowhere}/train: data.root is the folder that holds train and test, so give "
+        f"data.root={image_folder}/nowhere"
+    )
+
+
+def test_a_link_to_nowhere_stays_listed_while_it_is_there(image_folder: Path) -> None:
+    link = image_folder / "train" / "red" / "link.png"
+    link.symlink_to("nowhere")
+    ImageFolder(image_folder, on_error="skip").prepare()
+    (image_folder / "test" / "red" / "more.png").write_text("no picture")
+    ImageFolder(image_folder, on_error="skip", splits=["test"]).prepare()
+    listed = (image_folder / ".litvision" / "skipped.txt").read_text()
+    assert f"{link}\t" in listed
+    assert "more.png\t" in listed
+
+
+def test_nothing_is_said_of_what_was_not_asked_for(
+    image_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (image_folder / "notes").mkdir()
+    ImageFolder(image_folder, splits=["test"]).read()
+    assert "not read" not in caplog.text

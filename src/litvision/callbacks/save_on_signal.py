@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -63,11 +64,7 @@ class SaveOnSignal(Checkpoint):
         if HANGUP is not None and HANGUP in self._before:
             signal.signal(HANGUP, signal.SIG_IGN)
         again = "" if number == HANGUP else "; once more ends it at once"
-        print(
-            f"{signal.Signals(number).name}: saving after this step{again}",
-            file=sys.stderr,
-            flush=True,
-        )
+        _say(f"{signal.Signals(number).name}: saving after this step{again}")
 
     def _end(self, number: int, frame: Any) -> None:
         raise SIGTERMException
@@ -126,13 +123,12 @@ class SaveOnSignal(Checkpoint):
     def _stop(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero:
             folder = trainer.default_root_dir
-            print(
+            _say(
                 f"saved at step {trainer.global_step}; to go on: the same command with "
-                f"resume={folder}",
-                file=sys.stderr,
-                flush=True,
+                f"resume={folder}"
             )
-        raise Interrupted
+        # Lightning kills all processes, be they still writing, when one that it has started fails.
+        raise Interrupted if trainer.is_global_zero else Interrupted(code=0)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen no more."""
@@ -145,3 +141,8 @@ class SaveOnSignal(Checkpoint):
         """Listen no more."""
         self._restore()
         self._before = {}
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # of a terminal that was closed: nobody is there to read it
+        print(line, file=sys.stderr, flush=True)

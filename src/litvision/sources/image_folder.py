@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Iterable
 from os.path import lexists
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,7 +47,7 @@ class ImageFolder:
         decode_workers: processes that decode; None is one a processor, or none for few pictures.
         cache_dir: where to keep what was decoded; None is `root/.litvision`.
         test_fraction: the share of each class to test on, chosen by the pictures' names
-            (`litvision.sources.layout.held_out`), where there is no folder `test`; of 1, all.
+            (`litvision.sources.layout.is_held_out`), where there is no folder `test`; of 1, all.
         splits: read these only; None: all that are there. Without "train", the classes are those
             of the splits that are read.
     """
@@ -104,7 +105,7 @@ class ImageFolder:
         return {split.name: split.images(classes) for split in splits}
 
     def _prepared_splits(self) -> list[_Split]:
-        layout = Layout(self.root, self.test_fraction, self.cache_dir.name)
+        layout = Layout(self.root, self.test_fraction, self.cache_dir)
         splits = [
             _Split(layout, name, self.image_size, self.cache_dir)
             for name in layout.splits(self.splits)
@@ -121,9 +122,14 @@ class ImageFolder:
             try:
                 self.cache_dir.mkdir(parents=True, exist_ok=True)
                 with FileLock(self.cache_dir / ".lock"):
+                    looked_through: set[Path] = set()
                     for split in splits:
-                        if not split.is_cached():  # else another process was here first
-                            split.decode_all(self.on_error, self.decode_workers)
+                        if split.is_cached():  # another process was here first
+                            continue
+                        if split.place not in looked_through:
+                            split.say_what_is_left_out()
+                            looked_through.add(split.place)
+                        split.decode_all(self.on_error, self.decode_workers)
                     _list_skipped(splits, self.cache_dir / "skipped.txt")
             except OSError as error:
                 raise UserError(
@@ -141,7 +147,9 @@ class _Split:
     def __init__(self, layout: Layout, name: Split, image_size: int, cache_dir: Path) -> None:
         self.layout, self.name, self.image_size = layout, name, image_size
         self.root, self.place = layout.root, layout.root / layout.place(name)
-        self.cache = cache_dir / f"{name}-{image_size}px.npy"
+        # Runs with other fractions do not take each other's pictures away.
+        share = "" if layout.test_fraction is None else f"-{layout.test_fraction:g}"
+        self.cache = cache_dir / f"{name}{share}-{image_size}px.npy"
         self.record = self.cache.with_suffix(".json")
         self.classes = layout.classes(name)
         self.files: dict[str, str] = {}  # relative to root: their classes
@@ -158,9 +166,11 @@ class _Split:
         self.digest = digest.hexdigest()
         if not self.files and name == "test" and layout.test_fraction not in (None, 1):
             raise UserError(
-                f"data.test_fraction={layout.test_fraction:g} finds no class in {self.place} with "
-                "two pictures, one to train on and one to test on: add some"
+                f"data.test_fraction={layout.test_fraction:g} sets no picture in {self.place} "
+                "aside to test on: give more, or add pictures"
             )
+        if not self.files and layout.test_fraction is not None:
+            self.check("skip")  # it knows better, if there are classes
         if not self.files:
             there = others(self.place)
             raise UserError(
@@ -188,13 +198,15 @@ class _Split:
         read = DecodedBatches(away, self.image_size, self.root, batch_size=1)
         return any(len(pixels) for pixels, _ in map(read.__getitem__, range(len(away))))
 
+    def say_what_is_left_out(self) -> None:
+        """Count the files that are no pictures of a class."""
+        if left := others(self.place, "outside the class folders"):
+            log.warning("no pictures by their names, left out of %s: %s", self.place, left)
+
     def decode_all(self, on_error: str, num_workers: int | None) -> None:
         """Decode every file into the cache, one row each, those that cannot be read left out."""
         batches = DecodedBatches(list(self.files), self.image_size, self.root)
         loader = batches.loader(num_workers, self.bytes)
-        said = self.name == "test" and self.layout.test_fraction is not None  # with training's
-        if not said and (left := others(self.place, "outside the class folders")):
-            log.warning("no pictures by their names, left out of %s: %s", self.place, left)
         self.record.unlink(missing_ok=True)
         part = self.cache.with_suffix(".part")
         shape = (len(self.files), self.image_size, self.image_size, 3)
@@ -225,9 +237,18 @@ class _Split:
         filled = {name for path, name in self.files.items() if path not in self.skipped}
         if self.name == "train" and (empty := [c for c in self.classes if c not in filled]):
             raise UserError(
-                f"no pictures in {self.place / empty[0]}; {self.layout.expected(['train'])}; "
-                "add some or remove the folder"
+                f"no pictures in {self.place / empty[0]}; {self.layout.expected(['train'])}"
+                f"{self._where_gone(empty[0])}; add some or remove the folder"
             )
+
+    def _where_gone(self, class_name: str) -> str:
+        """Say what has become of a class's pictures, where there are some."""
+        unread = sum(self.files[path] == class_name for path in self.skipped)
+        fraction = self.layout.test_fraction
+        aside = len(self.layout.files("test", class_name)) if fraction is not None else 0
+        return (f"; {unread:,} cannot be read" if unread else "") + (
+            f"; {aside:,} set aside by data.test_fraction={fraction:g}" if aside else ""
+        )
 
     def images(self, classes: list[str]) -> Images:
         """Map the cache into memory; the labels count in `classes`."""
@@ -237,8 +258,13 @@ class _Split:
             pixels=_map(self.cache)[: len(kept)],
             labels=torch.tensor([label[self.files[path]] for path in kept], dtype=torch.int64),
             classes=tuple(classes),
-            fingerprint=hashlib.sha256(os.fsencode("\0".join(kept))).hexdigest(),
+            fingerprint=fingerprint(map(self.layout.name, kept)),
         )
+
+
+def fingerprint(names: Iterable[str]) -> str:
+    """Return a SHA-256 over the names of a split's pictures."""
+    return hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
 
 
 def _classes(splits: list[_Split]) -> list[str]:

@@ -16,6 +16,10 @@ from litvision.sources.decode import EXTENSIONS, pictures, visible
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "test", "val"]
+# Path relative to the root, bytes, modification time in ns.
+PictureFile = tuple[str, int, int]
+
+FLAT = "."  # where class folders lie that no split's folder holds
 
 
 class Layout:
@@ -24,15 +28,18 @@ class Layout:
     Args:
         root: the folder that holds a folder for each split, and these one for each class.
         test_fraction: None: "test" has a folder of its own. Else this share of each class of
-            "train" is the test split (`held_out`), and where there is no folder "train" either,
+            "train" is the test split (`is_held_out`), and where there is no folder "train" either,
             the class folders lie in `root` itself.
-        cache_name: a folder in `root` that holds no pictures.
+        cache_dir: if it lies below `root`, the folder there that holds it holds no pictures.
     """
 
-    def __init__(self, root: Path, test_fraction: float | None, cache_name: str) -> None:
+    def __init__(self, root: Path, test_fraction: float | None, cache_dir: Path) -> None:
         self.root = root
         self.test_fraction = test_fraction
-        self.cache_name = cache_name
+        cache, here = cache_dir.resolve(), root.resolve()
+        inside = cache.relative_to(here).parts if cache.is_relative_to(here) else ()
+        self.no_split = {*inside[:1]}
+        self._sides: dict[str, tuple[list[PictureFile], list[PictureFile]]] = {}
 
     def splits(self, only: Sequence[Split] | None) -> Sequence[Split]:
         """Return which splits to read: these, or "train", "test" and, where it is there, "val".
@@ -60,27 +67,33 @@ class Layout:
         """Return where the class folders of a split lie, relative to `root`."""
         if self.test_fraction is None or split == "val":
             return split
-        return "." if self._is_flat else "train"
+        return FLAT if self._is_flat else "train"
 
     def classes(self, split: str) -> list[str]:
         """Return the names of a split's class folders, sorted."""
         place = self.place(split)
         found = {entry.name for entry in visible(self.root / place) if entry.is_dir()}
-        return sorted(found - {self.cache_name} if place == "." else found)
+        return sorted(found - self.no_split - {"val"} if place == FLAT else found)
 
-    def files(self, split: str, class_name: str) -> list[tuple[str, int, int]]:
-        """Return path relative to `root`, bytes and modification time in ns of a class's pictures.
-
-        Sorted by path.
-        """
+    def files(self, split: str, class_name: str) -> list[PictureFile]:
+        """Return a class's pictures in a split, sorted by path."""
         place = self.place(split)
-        folder = class_name if place == "." else f"{place}/{class_name}"
-        found = sorted(pictures(self.root / folder, folder))
+        folder = class_name if place == FLAT else f"{place}/{class_name}"
         if self.test_fraction is None or split == "val":
-            return found
-        above = len(folder) - len(class_name)
-        tested = held_out([path[above:] for path, _, _ in found], self.test_fraction)
-        return [file for file in found if (file[0][above:] in tested) == (split == "test")]
+            return sorted(pictures(self.root / folder, folder))
+        if class_name not in self._sides:  # listed once for both
+            sides: tuple[list[PictureFile], list[PictureFile]] = [], []
+            for file in sorted(pictures(self.root / folder, folder)):
+                sides[is_held_out(self.name(file[0]), self.test_fraction)].append(file)
+            self._sides[class_name] = sides
+        return self._sides[class_name][split == "test"]
+
+    def name(self, path: str) -> str:
+        """Return a picture's path relative to `root` as its name in the fingerprint of a split.
+
+        Where a part of all is set aside, the same in `train/` as beside it.
+        """
+        return path.removeprefix("train/") if self.test_fraction is not None else path
 
     def expected(self, splits: Sequence[str]) -> str:
         """Return words for where pictures of these splits should be."""
@@ -89,9 +102,9 @@ class Layout:
 
     def say_what_is_not_read(self) -> None:
         """Name the folders beside the splits, which may be splits by other names."""
-        if self.place("train") == ".":
+        if self.place("train") == FLAT:
             return
-        kept = {*get_args(Split), self.cache_name}
+        kept = {*get_args(Split), *self.no_split}
         names = [name for name in self._folders() if name not in kept]
         if names:
             as_val = [n for n in names if n.lower() in ("valid", "validation", "dev")]
@@ -105,8 +118,8 @@ class Layout:
 
     @cached_property
     def _is_flat(self) -> bool:
-        """Say whether the class folders lie in `root` itself: no folder there is called a split."""
-        return not {name.lower() for name in self._folders()} & {*get_args(Split)}
+        """Say whether the class folders lie in `root` itself: none is called as if it held them."""
+        return not {name.lower() for name in self._folders()} & {"train", "test"}
 
     def _folders(self) -> list[str]:
         try:
@@ -127,11 +140,22 @@ class Layout:
         if written := [folder for folder in folders if folder.lower() == name]:
             return UserError(f"{no_folder}, but {written[0]}: rename it to {name}")
         trains = "train" in needed  # else it is tested on alone
+        if self.test_fraction is not None and (
+            named := [f for f in folders if f.lower() == "test"]
+        ):
+            return UserError(
+                f"{self.root / named[0]} has the name of a split: if it is a class, rename it, or "
+                f"move the class folders into {self.root / 'train'}; if its pictures are for "
+                "testing, rename it to test and leave data.test_fraction out"
+            )
         if first and len(folders) > 1:
             share = "0.2 to test on a fifth of each" if trains else "1 to test on all of them"
             ways = [f"give data.test_fraction={share}"] if "test" in needed else []
             tested = f", and some pictures of each into {self.root / 'test'}/<class>"
-            ways += [f"move them into {self.root / name}" + (tested if len(needed) > 1 else "")]
+            ways += [
+                f"move them into {self.root / name}"
+                + (tested if trains and "test" in needed else "")
+            ]
             return UserError(
                 f"{no_folder}, but {', '.join(folders[:3])}: if these are the classes, "
                 + ", or ".join(ways)
@@ -157,27 +181,17 @@ def loose(folder: Path) -> str:
     return f"; {count:,} in {folder} itself, in no class's folder" if count else ""
 
 
-def held_out(names: Sequence[str], fraction: float) -> set[str]:
-    """Return those of a class's pictures that are tested on, chosen by their names alone.
+def is_held_out(name: str, fraction: float) -> bool:
+    """Say whether a picture is one to test on, by its name alone.
 
     A name falls to a place between 0 and 1, by its SHA-256, and is held out below `fraction`. So
-    the choice is the same on every machine and for every seed, and pictures that are added do not
-    move those that are there. Where all would fall to one side, one goes to the other, if there
-    are two: to train on comes first.
+    the choice is the same on every machine, for every seed and size, and a picture that is added
+    or deleted moves no other one: none that was tested on is ever trained on, nor the reverse.
 
     Args:
-        names: of the pictures of one class, in any order.
-        fraction: above 0; of 1, all of them.
+        name: class, and path below the class's folder.
+        fraction: from 0, none, to 1, all.
     """
-    if fraction == 1:
-        return set(names)
-    ranked = sorted(names, key=_place)
-    count = sum(_place(name) < fraction for name in names)
-    return set(ranked[: max(0, min(max(count, 1), len(names) - 1))])
-
-
-def _place(name: str) -> float:
-    """Return a number from 0 below 1 that looks drawn by chance."""
     # One machine composes the letters of a file's name that another takes apart.
     same = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.sha256(same).digest()[:8]) / 2**64
+    return int.from_bytes(hashlib.sha256(same).digest()[:8]) < fraction * 2**64
