@@ -14,8 +14,9 @@ from callbacks.test_sparsity import Small
 from conftest import Run, run_command, write_image_folder
 from litvision.classifier import ImageClassifier
 from litvision.errors import UserError
-from litvision.evaluate import balanced_accuracy, data_config, sparse_layers, table
+from litvision.evaluate import balanced_accuracy, sparse_layers, table
 from litvision.sources.image_folder import ImageFolder
+from litvision.tested_data import data_config
 
 TRAIN = (
     "data=image_folder",

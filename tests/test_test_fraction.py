@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from conftest import run_command, write_image_folder
 from litvision import checkpoints
 from litvision.errors import UserError
-from litvision.evaluate import data_config
 from litvision.sources.layout import Layout
+from litvision.tested_data import data_config
 from test_evaluate import EVALUATE, TRAIN, of_run
 
 

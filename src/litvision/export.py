@@ -120,9 +120,9 @@ def real_pictures(cfg: Any, content: dict[str, Any], path: Path) -> Tensor:
     import torch
 
     from litvision import assemble
-    from litvision.evaluate import data_config
     from litvision.predict import find
     from litvision.sources.decode import DecodedBatches, with_channels
+    from litvision.tested_data import data_config
     from litvision.trust import TRUSTED, trusted_data
     from litvision.validation import check
 
