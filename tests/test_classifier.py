@@ -131,24 +131,45 @@ def test_balanced_classes_count_alike() -> None:
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_weighted_loss_is_torchs_for_each_picture(mixed: bool) -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_loss_of_a_picture_counts_by_its_class(mixed: bool, smoothing: float) -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, 3])
-    targets = F.one_hot(labels, 4).float() * 0.7 + 0.3 / 4 if mixed else labels
+    other = labels.roll(1)
+    targets = 0.7 * F.one_hot(labels, 4) + 0.3 * F.one_hot(other, 4) if mixed else labels
     weights = [0.5, 2.0, 0.0, 1.0]
-    classifier = ImageClassifier(TinyNet(4), label_smoothing=0.1, class_weights=weights)
+    classifier = ImageClassifier(TinyNet(4), label_smoothing=smoothing, class_weights=weights)
     classifier.weigh_classes([1, 1, 1, 3])
-    each = F.cross_entropy(
-        logits, targets, torch.tensor(weights), reduction="none", label_smoothing=0.1
-    )
-    torch.testing.assert_close(classifier.loss(logits, targets), each.mean())
+    counts = torch.tensor(weights)[labels]
+    if mixed:
+        counts = 0.7 * counts + 0.3 * torch.tensor(weights)[other]
+    each = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    expected = (counts * each).sum() / 6
+    torch.testing.assert_close(classifier.loss(logits, targets), expected)
+    if not mixed and not smoothing:  # else torch has another idea of it
+        whole = F.cross_entropy(logits, labels, torch.tensor(weights), reduction="sum") / 6
+        torch.testing.assert_close(classifier.loss(logits, targets), whole)
     # Two devices' halves, whatever they hold, average to the same.
     halves = [classifier.loss(logits[half], targets[half]) for half in (slice(3), slice(3, 6))]
-    torch.testing.assert_close(sum(halves) / 2, each.mean())
-    plain = ImageClassifier(TinyNet(4), label_smoothing=0.1, class_weights=[1.0] * 4)
+    torch.testing.assert_close(sum(halves) / 2, expected)
+    plain = ImageClassifier(TinyNet(4), label_smoothing=smoothing, class_weights=[1.0] * 4)
     plain.weigh_classes([1, 1, 1, 3])
-    unweighted = ImageClassifier(TinyNet(4), label_smoothing=0.1).loss(logits, targets)
-    torch.testing.assert_close(plain.loss(logits, targets), unweighted)
+    unweighted = ImageClassifier(TinyNet(4), label_smoothing=smoothing)
+    torch.testing.assert_close(plain.loss(logits, targets), unweighted.loss(logits, targets))
+    assert unweighted.picture_weights(targets).tolist() == [1.0] * 6
+
+
+def test_smoothing_teaches_no_rare_class_with_every_picture() -> None:
+    weights = [0.4, 4.0, 4.0]  # of one frequent class, and two rare ones
+    classifier = ImageClassifier(TinyNet(3), label_smoothing=0.3, class_weights=weights)
+    classifier.weigh_classes([940, 94, 94])
+    logits = torch.zeros(1, 3, requires_grad=True)
+    for _ in range(200):  # towards what the loss of one picture of the frequent class likes best
+        (gradient,) = torch.autograd.grad(classifier.loss(logits, torch.tensor([0])), logits)
+        logits = (logits - gradient).detach().requires_grad_()
+    torch.testing.assert_close(
+        logits.softmax(1), torch.tensor([[0.8, 0.1, 0.1]]), rtol=0, atol=1e-3
+    )
 
 
 def test_a_class_of_ones_own_may_have_class_weights_of_its_own() -> None:

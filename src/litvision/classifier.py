@@ -190,19 +190,33 @@ class ImageClassifier(L.LightningModule):
         """Return what training makes small: the mean over a batch, a scalar.
 
         One of a class of one's own counts classes as `class_weights` says if it uses
-        `loss_weights`.
+        `picture_weights`.
 
         Args:
             logits: float32 `[B, classes]`.
             labels: int64 `[B]`; of mixed pictures, float32 `[B, classes]`, each class's share.
         """
-        smoothing, weights = self.label_smoothing, self.loss_weights
-        if weights is None:
+        smoothing = self.label_smoothing
+        if self.loss_weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        weights = weights.to(logits.dtype)
-        # Not over the sum of a batch's weights, which differs from device to device.
-        whole = F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
-        return whole / len(labels)
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        return (losses * self.picture_weights(labels)).mean()
+
+    def picture_weights(self, labels: Tensor) -> Tensor:
+        """Return what each picture counts in the loss, float32 `[B]`, by `class_weights`.
+
+        The whole loss of a picture counts by its class. torch's `weight` would let the share of
+        the target that label smoothing spreads count by the classes that it is spread to, and
+        teach the rare ones with every picture; and it divides by the sum of a batch's weights,
+        which differs from device to device.
+
+        Args:
+            labels: as `loss` has them.
+        """
+        weights = self.loss_weights
+        if weights is None:
+            return torch.ones(len(labels), device=labels.device)
+        return weights[labels] if labels.ndim == 1 else labels.to(weights.dtype) @ weights
 
     def _watch(self, loss: Tensor, batch_idx: int) -> None:
         """Notice a loss that is not finite, without making a GPU wait at every step.
