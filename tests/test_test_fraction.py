@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from conftest import run_command, write_image_folder
@@ -94,6 +95,27 @@ def test_a_fraction_that_is_typed_is_never_dropped(place: Path) -> None:
         "error: data.test_fraction=0.5, but there is other/test to test on: leave "
         "data.test_fraction out, or move its pictures to the others"
     )
+
+
+@pytest.mark.parametrize("value", ["abc", "true", "[1]", "-0.5", "2"])
+def test_a_fraction_that_is_none_is_one_line(place: Path, value: str) -> None:
+    data = ["data=image_folder", "data.root=flat", f"data.test_fraction={value}"]
+    done = run_command(place, "evaluate", "checkpoint=run", *data, *EVALUATE)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: data.test_fraction=")
+    assert line.endswith(" does not fit: it takes a number above 0 up to 1 or null.")
+
+
+def test_a_strange_fraction_in_a_file_is_one_line(place: Path, tmp_path: Path) -> None:
+    content = torch.load(place / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    content["litvision"]["config"]["data"]["test_fraction"] = "abc"
+    torch.save(content, tmp_path / "strange.ckpt")
+    for data in ([], ["data=image_folder", "data.root=flat", "data.test_fraction=1"]):
+        options = [f"checkpoint={tmp_path}/strange.ckpt", *data, *EVALUATE]
+        done = run_command(place, "evaluate", *options)
+        assert (done.returncode == 0) == bool(data), done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_the_same_folder_by_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
         trained = card["config"]["data"]
         if split != "test":  # what set validation pictures aside from those that were trained on
             own |= {key: trained.get(key) for key in ("seed", "val_fraction", "limit_per_class")}
-        aside = trained.get("test_fraction") if _source(node) == _source(trained) else None
+        aside = _set_aside(trained) if _source(node) == _source(trained) else 0
         if aside and (split != "test" or _were_trained_on(node, card)):
             own["test_fraction"] = aside
         for key, value in own.items():
@@ -63,8 +63,8 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
                 "data.root=<where they are>, or data=<choice>."
             )
     if "data.test_fraction" in typed:
-        aside = card["config"]["data"].get("test_fraction") or 1
-        seen = split == "test" and (node.get("test_fraction") or 0) > aside
+        aside = _set_aside(card["config"]["data"])
+        seen = split == "test" and _set_aside(node) > aside > 0
         if seen and _were_trained_on(node, card):
             log.warning(
                 "Some of these pictures were trained on, which set data.test_fraction="
@@ -92,12 +92,12 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
 def _were_trained_on(data: DictConfig, card: dict[str, Any]) -> bool:
     """Say whether a folder holds the pictures of the training, a part of which was set aside."""
     trained, folder = card["config"]["data"], _folder(data)
-    if not trained.get("test_fraction") or not folder.is_dir():
+    if not _set_aside(trained) or not folder.is_dir():
         return False
     if folder.resolve() == _folder(trained).resolve():
         return True
     # It may have moved, or the run was started from elsewhere.
-    layout = Layout(folder, trained["test_fraction"], folder / ".litvision")
+    layout = Layout(folder, _set_aside(trained), folder / ".litvision")
     if not (folder / layout.place("train")).is_dir():
         return False
     names = [
@@ -106,6 +106,12 @@ def _were_trained_on(data: DictConfig, card: dict[str, Any]) -> bool:
         for path, *_ in layout.files("train", class_name)
     ]
     return fingerprint(names) == (card.get("pictures") or {}).get("files")
+
+
+def _set_aside(data: Any) -> float:
+    """Return the share that is set aside to test on; 0 also for what has yet to be refused."""
+    value = data.get("test_fraction")
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else 0
 
 
 def _source(data: Any) -> str | None:
