@@ -46,8 +46,9 @@ class ImageClassifier(L.LightningModule):
         label_smoothing: share of the target spread evenly over all classes (Szegedy et al. 2015,
             arXiv 1512.00567); validation and test measure plain cross-entropy.
         class_weights: what a picture of each class counts in the training loss, in the order of
-            the labels; "balanced": inversely to how many there are, `N / (classes * count)`, so
-            that all classes count alike and a picture 1 on average; None: all 1.
+            the labels; "balanced": inversely to how many there are, `N / (classes * count)` over
+            the classes that have any, so that these count alike and a picture 1 on average; None:
+            all 1.
         decay_norm_and_bias: whether weight decay also shrinks biases and the gains of norm layers;
             without it, only weights with two or more dimensions are decayed.
         channels_last: channels-last memory for pictures and weights; "auto": where it is faster
