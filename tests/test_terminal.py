@@ -23,6 +23,7 @@ COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|9[0-7]|38)(?:;\d+)*m")
 
 def on_a_terminal(folder: Path, **variables: str) -> str:
     """Train on a pseudo-terminal and return all that it shows."""
+    folder.mkdir()
     ours, theirs = pty.openpty()
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
@@ -43,10 +44,10 @@ def on_a_terminal(folder: Path, **variables: str) -> str:
 
 @pytest.mark.slow
 def test_a_terminal_has_colours_unless_no_color_says_otherwise(tmp_path: Path) -> None:
-    shown = on_a_terminal(tmp_path)
+    shown = on_a_terminal(tmp_path / "colours")
     assert COLOUR.search(shown)
     assert "test accuracy" in shown
-    plain = on_a_terminal(tmp_path, NO_COLOR="1")
+    plain = on_a_terminal(tmp_path / "plain", NO_COLOR="1")
     assert not COLOUR.search(plain)
     assert "test accuracy" in plain
 
