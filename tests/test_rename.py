@@ -95,6 +95,9 @@ def test_the_checks_of_a_project_renamed_by_make_pass(clone: Path) -> None:
     stub = tools / "uv"  # renaming uninstalls the package under its old name: not from here
     stub.write_text("#!/bin/sh\nexit 0\n")
     stub.chmod(0o755)
+    audit = tools / "pip-audit"  # what is known of dependencies has nothing to do with a name
+    audit.write_text("""#!/bin/sh\nprintf '{"dependencies": []}'\n""")
+    audit.chmod(0o755)
     (tools.parent / ".installed").touch()
     environment = {
         **os.environ, "PYTHONPATH": str(clone / "src"), "PATH": f"{tools}:{os.environ['PATH']}",
