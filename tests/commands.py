@@ -42,7 +42,7 @@ def run_command(
         subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was killed.
     """
     folder.mkdir(exist_ok=True)
-    environment = _environment(root)
+    environment = environment_of(root)
     if fresh:
         command = [sys.executable, "-m", f"litvision.{module}", *arguments]
         return subprocess.run(
@@ -76,7 +76,7 @@ def start_on_terminal(
 ) -> multiprocessing.process.BaseProcess:
     """Start a command whose controlling terminal, and standard output and error, is `terminal`."""
     streams = Path(terminal), Path(terminal)
-    environment = _environment(Path(__file__).parents[1])
+    environment = environment_of()
     process = _PROCESSES.Process(
         target=_run, args=(folder, module, arguments, environment, streams, True)
     )
@@ -84,7 +84,8 @@ def start_on_terminal(
     return process
 
 
-def _environment(root: Path) -> dict[str, str]:
+def environment_of(root: Path = Path(__file__).parents[1]) -> dict[str, str]:
+    """The environment in which a command finds the package at `root`, and the tests' networks."""
     paths = os.pathsep.join([str(root / "src"), str(root / "tests")])
     return {**os.environ, "PYTHONPATH": paths}
 

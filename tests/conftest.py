@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torchvision.datasets
     from omegaconf import DictConfig
 
+    from litvision.datamodule import Source
     from litvision.sources.cifar import CIFAR10
 
 
@@ -193,6 +194,16 @@ def cifar10_source(
     name = cifar10_archive.path.name
     (file_server.folder / name).write_bytes(cifar10_archive.path.read_bytes())
     return CIFAR10(tmp_path / "data", url=f"{file_server.url}/{name}")
+
+
+def error_of(source: Source) -> str:
+    """What a source that cannot be prepared says, which is one line."""
+    from litvision.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        source.prepare()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def write_image_folder(root: Path) -> Path:

@@ -17,14 +17,13 @@ import lightning as L
 import pytest
 import torch
 
-from commands import start_on_terminal
+from commands import environment_of, start_on_terminal
 from conftest import Compose, Run
 from litvision.callbacks import save_on_signal
 from litvision.errors import Interrupted
 from litvision.streams import outlive_readers
 from test_going_on import OPTIONS, At, fit
 
-ROOT = Path(__file__).parents[1]
 TINY = [
     *("data=shapes", "data.train_size=60", "data.test_size=20", "data.batch_size=16"),
     *("model.network._target_=tiny.TinyNet", "trainer.accelerator=cpu", "logger=csv"),
@@ -106,7 +105,7 @@ print("grüße", file=sys.stderr)
 
 
 def prints(*flags: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONIOENCODING": "utf-8"}
+    environment = {**environment_of(), "PYTHONIOENCODING": "utf-8"}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, *flags, "-c", PRINTS], stdin=pipe, stdout=pipe, stderr=pipe,
@@ -152,7 +151,7 @@ def test_what_is_printed_is_seen_at_once(flags: tuple[str, ...]) -> None:
     process = subprocess.Popen(
         [sys.executable, *flags, "-c", AT_ONCE], stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if flags else theirs, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        env=environment_of(),
     )  # fmt: skip
     assert process.stdin
     assert process.stderr
@@ -223,7 +222,7 @@ def test_a_failing_disk_is_no_closed_terminal() -> None:
     with Path("/proc/self/mem").open("r+b", buffering=0) as broken:
         done = subprocess.run(
             [sys.executable, "-c", PRINTS], stdin=subprocess.DEVNULL, stdout=broken,
-            stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            stderr=subprocess.PIPE, env=environment_of(),
         )  # fmt: skip
     assert done.returncode == 1
     assert b"Input/output error" in done.stderr
@@ -231,11 +230,10 @@ def test_a_failing_disk_is_no_closed_terminal() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's disk that is always full")
 def test_a_full_disk_still_is_an_error() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [sys.executable, "-c", PRINTS], stdin=subprocess.DEVNULL, stdout=full,
-            stderr=subprocess.PIPE, env=environment,
+            stderr=subprocess.PIPE, env=environment_of(),
         )  # fmt: skip
     assert done.returncode == 1
     assert b"No space left on device" in done.stderr

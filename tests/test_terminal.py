@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from commands import environment_of
+
 ROOT = Path(__file__).parents[1]
 TINY = [
     *("data=shapes", "data.train_size=40", "data.test_size=20", "data.batch_size=16"),
@@ -25,9 +27,8 @@ def on_a_terminal(folder: Path, **variables: str) -> str:
     """Train on a pseudo-terminal and return all that it shows."""
     folder.mkdir()
     ours, theirs = pty.openpty()
-    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
-    environment |= {"PYTHONPATH": paths, "TERM": "xterm-256color", **variables}
+    inherited = {k: v for k, v in environment_of().items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    environment = {**inherited, "TERM": "xterm-256color", **variables}
     process = subprocess.Popen(
         [sys.executable, "-m", "litvision.train", *TINY],
         cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs,

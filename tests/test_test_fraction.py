@@ -16,7 +16,8 @@ from litvision import checkpoints
 from litvision.errors import UserError
 from litvision.sources.layout import Layout
 from litvision.tested_data import data_config
-from test_evaluate import EVALUATE, TRAIN, of_run
+from test_evaluate import EVALUATE, TRAIN
+from test_tested_data import of_run
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import CifarArchive, FileServer
+from conftest import CifarArchive, FileServer, error_of
 from litvision.errors import UserError
 from litvision.sources.cifar import CIFAR10, CIFAR100, _unpack
 from tiny import Evil
@@ -19,13 +19,6 @@ from tiny import Evil
 @pytest.fixture
 def source(cifar10_source: CIFAR10) -> CIFAR10:
     return cifar10_source
-
-
-def error_of(source: CIFAR10) -> str:
-    with pytest.raises(UserError) as caught:
-        source.prepare()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_reads_exactly_what_was_pickled(source: CIFAR10, cifar10_archive: CifarArchive) -> None:

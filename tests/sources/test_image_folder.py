@@ -12,17 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from litvision.errors import UserError
+from conftest import error_of
 from litvision.sources import decode as module
 from litvision.sources.decode import decode
 from litvision.sources.image_folder import ImageFolder
-
-
-def error_of(source: ImageFolder) -> str:
-    with pytest.raises(UserError) as caught:
-        source.prepare()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:

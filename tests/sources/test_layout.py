@@ -8,16 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from litvision.errors import UserError
+from conftest import error_of
 from litvision.sources.image_folder import ImageFolder
 from litvision.sources.layout import Layout, is_held_out
-
-
-def error_of(source: ImageFolder) -> str:
-    with pytest.raises(UserError) as caught:
-        source.prepare()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_wrong_layout_is_said_in_one_line(image_folder: Path, tmp_path: Path) -> None:
