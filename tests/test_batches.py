@@ -13,7 +13,6 @@ from litvision.batches import (
     Subset,
     channel_statistics,
     random_stream,
-    split_stratified,
 )
 
 
@@ -105,17 +104,6 @@ def test_a_subset_reads_its_own_rows_of_shared_pictures(pixels: Tensor) -> None:
     assert batch.draws is None
     assert subset.images.pixels.data_ptr() == pixels.data_ptr()
     assert subset[2][1] == 3
-
-
-@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.9])
-def test_split_is_disjoint_complete_stratified_and_drawn_from_the_seed(fraction: float) -> None:
-    labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 2)[torch.randperm(62)]
-    first, second = split_stratified(labels, fraction, seed=1)
-    assert sorted(torch.cat([first, second]).tolist()) == list(range(62))
-    counts = torch.bincount(labels[second], minlength=3).tolist()
-    assert counts == [round(40 * fraction), round(20 * fraction), 1]
-    assert torch.equal(split_stratified(labels, fraction, seed=1)[1], second)
-    assert not torch.equal(split_stratified(labels, fraction, seed=2)[1], second)
 
 
 def test_channel_statistics_equal_those_of_a_float_copy(pixels: Tensor) -> None:

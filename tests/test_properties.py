@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from litvision.assemble import assemble
-from litvision.batches import Batch, Images, split_stratified
+from litvision.batches import Batch, Images
 from litvision.configs import CONF
 from litvision.datamodule import ImageDataModule
 from litvision.mistakes import is_bug, message_of
+from litvision.splits import split_stratified
 
 # The same examples in every run, so that a failure is of this change.
 SETTINGS = settings(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, Checkpoint, ModelSummary, ProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import litvision
@@ -40,7 +38,13 @@ from litvision.preflight import (
     parts,
     try_optimizer,
 )
-from litvision.resume import same_options, same_run, which_pictures
+from litvision.resume import (
+    continue_logs,
+    find_checkpoint,
+    same_options,
+    same_run,
+    which_pictures,
+)
 from litvision.scaling import check_scaled, scale_learning_rate
 from litvision.trials import try_network, try_one_picture
 
@@ -290,39 +294,6 @@ def _unequal(datamodule: ImageDataModule, weighed: bool) -> str:
     )
 
 
-def continue_logs(trainer: L.Trainer, step: int) -> None:
-    """Let the loggers go on in the files of a run that is resumed in its own folder.
-
-    What was logged between the checkpoint and the end of the run is logged once more, so it goes.
-
-    Args:
-        trainer: with loggers that have not written yet.
-        step: global step of the checkpoint.
-    """
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger._kwargs["purge_step"] = step
-        elif isinstance(logger, CSVLogger):
-            path = Path(logger.log_dir) / "metrics.csv"
-            if not path.exists():
-                continue
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-            # A full disk may have cut the last one short.
-            rows = [r for r in rows if (r["step"] or "").isdigit() and int(r["step"]) < step]
-            kept = path.with_name("metrics.csv.part")
-            shutil.copyfile(path, kept)  # Lightning's writer begins by deleting the file
-            try:
-                writer = logger.experiment
-                writer.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]
-                writer.save()
-            except BaseException:
-                kept.replace(path)
-                raise
-            finally:
-                kept.unlink(missing_ok=True)
-
-
 def card(config: Any, datamodule: ImageDataModule) -> dict[str, Any]:
     """Return what a checkpoint says about itself: plain values only."""
     return {
@@ -335,33 +306,6 @@ def card(config: Any, datamodule: ImageDataModule) -> dict[str, Any]:
         "image_size": list(datamodule.image_size),
         "pictures": which_pictures(datamodule),
     }
-
-
-def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | None]:
-    """Return the checkpoint to resume from, and what it holds.
-
-    Args:
-        resume: the file, or a run's folder for the last one in it; None: start afresh. Where the
-            last one is damaged, the best one is taken, and a line says so.
-    """
-    if resume is None:
-        return None, None
-    path = checkpoints.find(resume, ["last", "best"])
-    try:
-        return str(path), checkpoints.read(path, "resume")
-    except UserError as error:
-        best = path.parent / "best.ckpt"
-        if not Path(resume).is_dir() or not path.is_file() or not best.is_file():
-            raise
-        try:
-            content = checkpoints.read(best, "resume")
-        except UserError:
-            raise error from None
-        log.warning(
-            f"{records.from_here(path)} is damaged: going on from best.ckpt beside it, after "
-            f"step {content['global_step']}"
-        )
-        return str(best), content
 
 
 def _counted(number: int, thing: str) -> str:

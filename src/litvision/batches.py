@@ -270,29 +270,6 @@ class PlaceKeeper(DataLoader):
         plans.start = state["steps"]
 
 
-def split_stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split positions in two so that every class keeps its share in both parts.
-
-    Args:
-        labels: int64 `[N]`.
-        fraction: share of each class that goes to the second part, rounded to whole pictures but
-            never all or none of a class that has at least two.
-        seed: what the choice is drawn from.
-
-    Returns:
-        Two int64 tensors, ascending, disjoint, together 0 to N - 1.
-    """
-    random = random_stream(seed, "split")
-    second = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique(sorted=True):
-        rows = (labels == label).nonzero().flatten()
-        count = round(fraction * len(rows))
-        if len(rows) > 1:
-            count = min(max(count, 1), len(rows) - 1)
-        second[rows[torch.from_numpy(random.permutation(len(rows))[:count])]] = True
-    return (~second).nonzero().flatten(), second.nonzero().flatten()
-
-
 def channel_statistics(images: Images, rows: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Measure mean and standard deviation of each channel, in units of 0 to 1, over `rows`.
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Protocol
 import lightning as L
 import torch
 from pydantic import Field
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from litvision import hardware
@@ -22,11 +21,9 @@ from litvision.batches import (
     PlanSampler,
     Subset,
     channel_statistics,
-    random_stream,
-    split_stratified,
 )
-from litvision.class_choice import choose
 from litvision.errors import UserError, one_line
+from litvision.splits import make_subsets
 from litvision.transforms import Padding, brighten, crop, cutout, flip, normalize
 from litvision.trivial_augment import trivial_augment
 
@@ -163,62 +160,38 @@ class ImageDataModule(L.LightningDataModule):
                 images.check_labels()
         except ValueError as error:  # of `Images`, for a source that is not as it should be
             raise UserError(f"data.source: {one_line(error)}") from error
-        needed = ["train", "val", "test"] if self.tests else ["train", "val"]
-        needed = needed if self.test_split is None else [self.test_split]
-        for name in needed:
-            if name not in splits and (name != "val" or "train" not in splits):
-                without = self.test_split is None and name == "test"
-                raise UserError(
-                    f"There is no {name} split, only {', '.join(splits)}: choose a source, or "
-                    f"data.splits, that has it{', or test=false' if without else ''}."
-                )
-        if self.only_classes is None:
-            rows = {name: torch.arange(len(images)) for name, images in splits.items()}
-        else:
-            every = self.test_split is None
-            chosen = {n: choose(images, self.only_classes, every) for n, images in splits.items()}
-            splits = {name: images for name, (images, _) in chosen.items()}
-            rows = {name: kept for name, (_, kept) in chosen.items()}
-        if "train" not in splits:  # of it, classes and size are used even then
-            read = splits[needed[0]]
-            for name in {"train", "val", "test"} - set(splits):
-                splits[name], rows[name] = read, torch.arange(0)
-        train, kept = splits["train"], rows["train"]
-        if self.limit_per_class is not None:
-            kept = kept[_first_of_each(train.labels[kept], self.limit_per_class, self.seed)]
-        if "val" not in splits:
-            splits["val"], rows["val"] = train, kept[:0]
-            if self.val_fraction:
-                first, second = split_stratified(train.labels[kept], self.val_fraction, self.seed)
-                kept, rows["val"] = kept[first], kept[second]
-            elif self.test_split is None:
-                needed.remove("val")
-        if "test" not in splits:
-            splits["test"], rows["test"] = train, kept[:0]
-        rows["train"] = kept
-        self.subsets = {name: Subset(splits[name], rows[name]) for name in splits}
-        for name in needed:
-            if not len(self.subsets[name]):
-                raise UserError(
-                    f"The {name} split has no pictures left: it needs at least one. "
-                    "Add pictures, or change data.val_fraction or data.classes."
-                )
+        needed = ("train", "val", "test") if self.tests else ("train", "val")
+        self.subsets = make_subsets(
+            splits,
+            needed if self.test_split is None else (self.test_split,),
+            training=self.test_split is None,
+            classes=self.only_classes,
+            limit_per_class=self.limit_per_class,
+            val_fraction=self.val_fraction,
+            seed=self.seed,
+        )
+        self._check_pictures()
+
+    def _check_pictures(self) -> None:
+        """Settle the statistics, and refuse options that do not go with these pictures."""
+        images = self.subsets["train"].images
+        channels = images.pixels.shape[3]
         if self.mean is None or self.std is None:
-            mean, std = train.mean, train.std
+            mean, std = images.mean, images.std
             if mean is None or std is None:
-                mean, std = channel_statistics(train, kept)
+                mean, std = channel_statistics(images, self.subsets["train"].indices)
             # A colour that never varies would divide by zero; any finite scale serves it.
             self.mean = self.mean or list(mean)
             self.std = self.std or [value or 1.0 for value in std]
-        if len(self.mean) != train.pixels.shape[3] or len(self.std) != train.pixels.shape[3]:
+        if len(self.mean) != channels or len(self.std) != channels:
             raise UserError(
-                f"data.mean and data.std take {train.pixels.shape[3]} values, one a channel, "
+                f"data.mean and data.std take {channels} values, one a channel, "
                 f"not {len(self.mean)} and {len(self.std)}."
             )
-        if self.augment == "trivial" and train.pixels.shape[3] not in (1, 3):
+        if self.augment == "trivial" and channels not in (1, 3):
             raise UserError(
                 "data.augment=trivial takes grey or colour pictures, and these have "
-                f"{train.pixels.shape[3]} channels: give data.augment=cutout, or null."
+                f"{channels} channels: give data.augment=cutout, or null."
             )
         self._mean, self._std = torch.tensor(self.mean), torch.tensor(self.std)
         largest = min(self.image_size) + 2 * self.padding
@@ -393,10 +366,3 @@ class ImageDataModule(L.LightningDataModule):
 def _whole_batch(batch: Batch) -> Batch:
     """Pass on what `Subset.__getitems__` has already collated."""
     return batch
-
-
-def _first_of_each(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Return `count` positions of each class, drawn by `seed`, ascending."""
-    shuffled = torch.from_numpy(random_stream(seed, "limit").permutation(len(labels)))
-    chosen = [shuffled[labels[shuffled] == label][:count] for label in labels.unique(sorted=True)]
-    return torch.cat(chosen).sort().values

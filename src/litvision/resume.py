@@ -1,19 +1,55 @@
-"""Whether a run that goes on is still the run that it was."""
+"""Going on with a run: from which checkpoint, whether it is still that run, and its logs."""
 
 from __future__ import annotations
 
 import copy
+import csv
+import logging
+import shutil
+from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from litvision import checkpoints, records
 from litvision.datamodule import ImageDataModule
 from litvision.errors import UserError
 from litvision.records import at, flat
 
+log = logging.getLogger(__name__)
+
 # What a run's weights depend on from its start to its end.
 BOUND = {"ema", "finetuning", "pruning", "sparsity_2_4", "warmup", "whitening"}
 FROM_THE_START = {"finetuning", "whitening"}
+
+
+def find_checkpoint(resume: str | None) -> tuple[str | None, dict[str, Any] | None]:
+    """Return the checkpoint to resume from, and what it holds.
+
+    Args:
+        resume: the file, or a run's folder for the last one in it; None: start afresh. Where the
+            last one is damaged, the best one is taken, and a line says so.
+    """
+    if resume is None:
+        return None, None
+    path = checkpoints.find(resume, ["last", "best"])
+    try:
+        return str(path), checkpoints.read(path, "resume")
+    except UserError as error:
+        best = path.parent / "best.ckpt"
+        if not Path(resume).is_dir() or not path.is_file() or not best.is_file():
+            raise
+        try:
+            content = checkpoints.read(best, "resume")
+        except UserError:
+            raise error from None
+        log.warning(
+            f"{records.from_here(path)} is damaged: going on from best.ckpt beside it, after "
+            f"step {content['global_step']}"
+        )
+        return str(best), content
 
 
 def which_pictures(datamodule: ImageDataModule) -> dict[str, Any]:
@@ -106,3 +142,36 @@ def _same_options(before: dict[str, Any], now: dict[str, Any]) -> None:
                     f"resume: the checkpoint was trained with {key}={was.get(key)}, and this "
                     f"command says {says.get(key)}: give the same options as then."
                 )
+
+
+def continue_logs(trainer: L.Trainer, step: int) -> None:
+    """Let the loggers go on in the files of a run that is resumed in its own folder.
+
+    What was logged between the checkpoint and the end of the run is logged once more, so it goes.
+
+    Args:
+        trainer: with loggers that have not written yet.
+        step: global step of the checkpoint.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger._kwargs["purge_step"] = step
+        elif isinstance(logger, CSVLogger):
+            path = Path(logger.log_dir) / "metrics.csv"
+            if not path.exists():
+                continue
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            # A full disk may have cut the last one short.
+            rows = [r for r in rows if (r["step"] or "").isdigit() and int(r["step"]) < step]
+            kept = path.with_name("metrics.csv.part")
+            shutil.copyfile(path, kept)  # Lightning's writer begins by deleting the file
+            try:
+                writer = logger.experiment
+                writer.metrics = [{k: v for k, v in row.items() if v != ""} for row in rows]
+                writer.save()
+            except BaseException:
+                kept.replace(path)
+                raise
+            finally:
+                kept.unlink(missing_ok=True)
