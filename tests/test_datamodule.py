@@ -101,6 +101,15 @@ def test_classes_select_and_number_in_the_order_asked_for() -> None:
     assert len(made.subsets["test"]) == 10
 
 
+def test_data_are_called_by_their_source_or_its_name_and_the_classes_chosen() -> None:
+    class Named(Source):
+        name = "data/pets"
+
+    assert datamodule().name == "Source"
+    assert ImageDataModule(Named).name == "data/pets"
+    assert datamodule(classes=["eel", "cat"]).name == "Source: eel, cat"
+
+
 def test_an_unknown_class_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"data.classes names 'dogs', .* Nearest: dog"):
         datamodule(classes=["cat", "dogs"])

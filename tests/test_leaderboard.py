@@ -85,6 +85,31 @@ def test_every_run_is_listed_the_best_first(logs: Path, capsys: pytest.CaptureFi
     assert [row["state"] for row in found[1:]] == ["running", "done", "failed"]
 
 
+def test_runs_on_other_data_stand_apart(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, (data, loss) in enumerate(
+        [("Shapes", 0.1), ("CIFAR10", 0.5), ("Shapes", 0.05), ("CIFAR10: cat", 0.0)]
+    ):
+        write(logs / "mixed" / str(number), data=data, **{"best_val/loss": loss, "test/acc": loss})
+    main(["logs/mixed"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["run", "state", "data", "options", "best", "val/loss", "test/acc"],
+        ["logs/mixed/1", "done", "CIFAR10", "0.5000", "50.00%"],
+        [],
+        ["logs/mixed/3", "done", "CIFAR10:", "cat", "0.0000", "0.00%"],
+        [],
+        ["logs/mixed/2", "done", "Shapes", "0.0500", "5.00%"],
+        ["logs/mixed/0", "done", "Shapes", "0.1000", "10.00%"],
+    ]
+    main(["--csv", "--sort", "test/acc"])  # runs that say nothing of their data come last
+    found = rows(capsys)
+    assert [row["data"] for row in found[:4]] == ["CIFAR10", "CIFAR10: cat", "Shapes", "Shapes"]
+    assert [row["test/acc"] for row in found[2:6]] == ["0.1", "0.05", "0.9", "0.8"]
+    assert {row["data"] for row in found[4:]} == {""}
+    main(["logs/mixed/0", "logs/mixed/2", "--csv"])
+    assert "data" not in rows(capsys)[0]
+
+
 def test_one_sweep_alone_and_by_another_column(
     logs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

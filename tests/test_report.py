@@ -177,7 +177,7 @@ def test_what_is_read_first_is_what_the_run_has() -> None:
     assert report.facts({"state": "running", "overrides": []}) == [("state", "running")]
     result = {"state": "failed", "error": "NaN", "best_val/loss": 0.5, "best_epoch": 3, "epochs": 9}
     result |= {"stopped": "no better", "seconds": 61.2, "images_per_second": 99.6, "test/acc": 0.0}
-    assert report.facts({**result, "overrides": ["a=1", "b=2"]}) == [
+    assert report.facts({**result, "data": "Shapes", "overrides": ["a=1", "b=2"]}) == [
         ("state", "failed"),
         ("why", "NaN"),
         ("test accuracy", "0.00%"),
@@ -186,6 +186,7 @@ def test_what_is_read_first_is_what_the_run_has() -> None:
         ("stopped early", "no better"),
         ("seconds", "61"),
         ("images/s", "100"),
+        ("data", "Shapes"),
         ("options", "a=1 b=2"),
     ]
 

@@ -56,6 +56,7 @@ def test_a_run_leaves_everything_that_it_promises(tmp_path: Path, run: Run) -> N
     result = json.loads((folder / "result.json").read_text())
     assert result["state"] == "done"
     assert result["epochs"] == 2
+    assert result["data"] == "Shapes"
     assert result["overrides"] == list(TINY)
     metrics = {f"{s}/{m}" for s in ("train", "val", "test") for m in ("loss", "acc")}
     assert metrics | {"lr", "images_per_second", "seconds", "best_epoch"} <= set(result)

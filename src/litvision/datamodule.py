@@ -78,6 +78,9 @@ class ImageDataModule(L.LightningDataModule):
             is free and `num_workers` is 0.
         seed: what split, order and augmentation are drawn from.
         options: passed on to `source`.
+
+    Attributes:
+        name: what lists of runs call these data: the source's `name`, or class, and `classes`.
     """
 
     def __init__(
@@ -109,6 +112,8 @@ class ImageDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.source = source(**options)
+        name = getattr(self.source, "name", type(self.source).__name__)
+        self.name = f"{name}: {', '.join(classes)}" if classes else name
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.val_fraction = val_fraction

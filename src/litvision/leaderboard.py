@@ -59,15 +59,16 @@ def columns_of(rows: list[dict[str, Any]]) -> list[str]:
     """Return the table's columns, in order: those of which any row has a value."""
     best = sorted({key for row in rows for key in row if key.startswith("best ")})
     metrics = [key for key in METRICS if any(key in row for row in rows)]
-    return ["run", "state", "options", *best, *metrics]
+    several = ["data"] if len({row.get("data") for row in rows}) > 1 else []
+    return ["run", "state", *several, "options", *best, *metrics]
 
 
 def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """Return one row for each `result.json` below the folders: what it says of a finished run.
 
-    `run`, `state`, `options` (what the command line changed; in a sweep, what differs within it),
-    `best <monitor>`, and of the last epoch `METRICS`. What a run has not is left out. Folders of
-    failed runs that were put aside for a second try are passed over.
+    `run`, `state`, `data`, `options` (what the command line changed; in a sweep, what differs
+    within it), `best <monitor>`, and of the last epoch `METRICS`. What a run has not is left out.
+    Folders of failed runs that were put aside for a second try are passed over.
     """
     rows = []
     for path in sorted({path for folder in folders for path in folder.rglob("result.json")}):
@@ -78,6 +79,8 @@ def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
         if "state" not in result:
             continue  # some other program's file
         row = {"run": str(run), "state": result["state"], "options": options(run, result)}
+        if "data" in result:  # not in older runs
+            row["data"] = result["data"]
         for name in monitored(result):
             row[f"best {name}"] = result[f"best_{name}"]
         if result.get("mode") == "max":
@@ -105,7 +108,14 @@ def ordered(rows: list[dict[str, Any]], key: str | None = None) -> list[dict[str
     """Sort by a column, or by the best monitored metric; rows without it come last.
 
     An accuracy, a rate, and what a run maximises falls and anything else rises from row to row.
+    Each data set's runs stand together: a metric compares no two of them.
     """
+    names = sorted({row.get("data", "") for row in rows}, key=lambda name: (not name, name))
+    sets = ([row for row in rows if row.get("data", "") == name] for name in names)
+    return [row for of_one in sets for row in _ordered(of_one, key)]
+
+
+def _ordered(rows: list[dict[str, Any]], key: str | None) -> list[dict[str, Any]]:
     key = key or next((name for row in rows for name in row if name.startswith("best ")), "run")
     have = [row for row in rows if row.get(key) is not None]
     most = key.startswith("best ") and any(row.get("mode") == "max" for row in have)
@@ -117,9 +127,11 @@ def show(rows: list[dict[str, Any]], columns: list[str]) -> None:
     """Print the rows as a table; runs of one folder are named by what differs."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        words = column in ("run", "state", "options")
+        words = column in ("run", "state", "data", "options")
         table.add_column(column, justify="left" if words else "right", overflow="fold")
-    for row in rows:
+    for before, row in zip([None, *rows], rows, strict=False):
+        if "data" in columns and before is not None and before.get("data") != row.get("data"):
+            table.add_row()
         # Rich would take a list's brackets for its own markup.
         table.add_row(*(escape(shown(column, row.get(column))) for column in columns))
     # A pipe has no width: nothing shall be folded there.

@@ -134,6 +134,7 @@ def facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     pairs += [("stopped early", result.get("stopped"))]
     pairs += [("seconds", shown("seconds", result.get("seconds")))]
     pairs += [("images/s", shown("images_per_second", result.get("images_per_second")))]
+    pairs += [("data", result.get("data"))]
     pairs += [("options", " ".join(result.get("overrides", [])))]
     return [(name, value) for name, value in pairs if value]
 

@@ -23,9 +23,9 @@ class Result(L.Callback):
 
     It holds every final metric by its name (those of validation are the last epoch's),
     `best_<monitor>` and its `mode` ("min" or "max"), `best_epoch` (counted from 1, as printed),
-    `epochs`, `seconds` (training and validation), `images_per_second` (the median epoch's),
-    `stopped` (why, if early), `state` ("running", "done", "failed", "pruned" or "interrupted") with
-    `error`, and `overrides`.
+    `data` (the data module's `name`), `epochs`, `seconds` (training and validation),
+    `images_per_second` (the median epoch's), `stopped` (why, if early), `state` ("running", "done",
+    "failed", "pruned" or "interrupted") with `error`, and `overrides`.
 
     Args:
         overrides: what the command line changed, as Hydra lists it.
@@ -68,6 +68,8 @@ class Result(L.Callback):
         if stage == "fit":
             self._started, self._before, self._rates = time.perf_counter(), 0.0, []
             self.content = {"state": "running", "overrides": self.overrides}
+            if name := getattr(getattr(trainer, "datamodule", None), "name", None):
+                self.content["data"] = str(name)
             self._write(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
