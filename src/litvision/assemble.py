@@ -25,6 +25,7 @@ from litvision.determinism import obstacles
 from litvision.errors import UserError
 from litvision.initialize import IMAGENET, initialize
 from litvision.messages import settle_logging
+from litvision.networks.zoo import TrainedOn
 from litvision.optimizers import unfit_for_muon
 from litvision.position import batches_per_epoch, total_steps
 from litvision.preflight import (
@@ -168,6 +169,11 @@ def assemble(cfg: DictConfig) -> Run:
             log.info(scaled)
         if initialized:
             log.info(initialized)
+            now = TrainedOn(
+                datamodule.image_size, tuple(datamodule.mean or ()), tuple(datamodule.std or ())
+            )
+            if other := initialized.unlike(now):
+                log.info(other)
             initialized.save(folder)
     return Run(cfg, datamodule, classifier, trainer, resume_from)
 

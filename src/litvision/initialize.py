@@ -14,17 +14,26 @@ from torch import Tensor, nn
 from litvision import checkpoints, records
 from litvision.errors import UserError
 from litvision.networks import zoo
+from litvision.networks.zoo import TrainedOn
 
 IMAGENET = "imagenet"
+APART = 0.1  # from there on, of 0 to 1, pictures are normalised in another way
 
 
 @dataclass
 class Initialization:
-    """What became of each tensor of a network: names as in its state dict."""
+    """What became of each tensor of a network: names as in its state dict.
+
+    Attributes:
+        source: where the weights are from, in words.
+        loaded, replaced: the tensors that were taken from there, and those that were not.
+        pictures: what they were trained on.
+    """
 
     source: str
     loaded: list[str]
     replaced: list[str]
+    pictures: TrainedOn
 
     def __str__(self) -> str:
         """Say it in one line."""
@@ -32,6 +41,29 @@ class Initialization:
         return (
             f"initialized from {self.source}: {len(self.loaded)} tensors loaded, "
             f"{len(self.replaced)} replaced ({some})"
+        )
+
+    def unlike(self, now: TrainedOn) -> str | None:
+        """Say in one line in what the pictures `now` differ from what the weights know, or None.
+
+        Means and standard deviations of natural pictures differ little: of that, nothing is said.
+        """
+        both = (self.pictures, now)
+        differ = []
+        if self.pictures.image_size != now.image_size:
+            differ.append(["x".join(map(str, pictures.image_size)) for pictures in both])
+        pairs = [
+            *zip(both[0].mean, now.mean, strict=False),
+            *zip(both[0].std, now.std, strict=False),
+        ]
+        if any(abs(a - b) > APART for a, b in pairs):
+            differ.append([f"data.mean={_list(p.mean)} data.std={_list(p.std)}" for p in both])
+        if not differ:
+            return None
+        known, given = (" with ".join(said) for said in zip(*differ, strict=True))
+        return (
+            f"its weights know pictures of {known}, and these are of {given}: the closer they are, "
+            "the more the weights are worth"
         )
 
     def save(self, folder: str | Path) -> None:
@@ -59,7 +91,7 @@ def initialize(
     Raises:
         UserError: they cannot be read or downloaded, are another network's, or none fits.
     """
-    source, theirs = _read(network, init_from, built_by or {})
+    source, theirs, pictures = _read(network, init_from, built_by or {})
     heads = tuple(f"{name}." for name in last_layers(network))
     ours = network.state_dict()
     body = [name for name in ours if not name.startswith(heads)]
@@ -83,7 +115,8 @@ def initialize(
     with torch.no_grad():
         for name in loaded:
             ours[name].copy_(theirs[name])
-    return Initialization(source, loaded, [name for name in ours if name not in loaded])
+    replaced = [name for name in ours if name not in loaded]
+    return Initialization(source, loaded, replaced, pictures)
 
 
 def last_layers(network: nn.Module) -> list[str]:
@@ -106,13 +139,20 @@ def last_layers(network: nn.Module) -> list[str]:
 
 def _read(
     network: nn.Module, init_from: str, built_by: Mapping[str, Any]
-) -> tuple[str, dict[str, Tensor]]:
+) -> tuple[str, dict[str, Tensor], TrainedOn]:
     if init_from == IMAGENET:
         return zoo.trained(network, built_by)
     path = checkpoints.find(init_from)
     content: dict[str, Any] = checkpoints.read(path, "init_from")
     prefix = "network."
     tensors = content["state_dict"].items()
-    return str(path), {
+    state = {
         name.removeprefix(prefix): tensor for name, tensor in tensors if name.startswith(prefix)
     }
+    height, width = content["litvision"]["image_size"]
+    # Its mean and deviation are its own pictures', as other pictures will have theirs.
+    return str(path), state, TrainedOn((height, width), (), ())
+
+
+def _list(values: tuple[float, ...]) -> str:
+    return f"[{','.join(f'{value:.3g}' for value in values)}]"

@@ -18,10 +18,11 @@ from litvision.assemble import Run, assemble
 from litvision.callbacks.finetuning import Finetuning
 from litvision.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from litvision.errors import UserError
-from litvision.initialize import initialize, last_layers
+from litvision.initialize import Initialization, initialize, last_layers
 from litvision.networks.normalization import Norm
 from litvision.networks.resnet import ResNet18
 from litvision.networks.vgg import VGG16
+from litvision.networks.zoo import TrainedOn
 from test_checkpoints import content
 from tiny import TinyNet
 
@@ -270,6 +271,44 @@ def test_another_shape_is_replaced_too(tmp_path: Path) -> None:
     assert report.replaced == ["conv.weight", "fc.weight", "fc.bias"]
     assert torch.equal(colour.conv.weight, fresh)
     assert torch.equal(colour.conv.bias, grey.conv.bias)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (TrainedOn((32, 32), (0.45, 0.5, 0.55), (0.2, 0.2, 0.2)), None),
+        (
+            TrainedOn((32, 48), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+            "its weights know pictures of 32x32, and these are of 32x48: the closer they are, the "
+            "more the weights are worth",
+        ),
+        (
+            TrainedOn((32, 32), (0.485, 0.5, 0.5), (0.25, 0.25, 0.36)),
+            "its weights know pictures of data.mean=[0.5,0.5,0.5] data.std=[0.25,0.25,0.25], and "
+            "these are of data.mean=[0.485,0.5,0.5] data.std=[0.25,0.25,0.36]: the closer they "
+            "are, the more the weights are worth",
+        ),
+        (TrainedOn((32, 32), (0.9,), (0.25,)), "data.mean=[0.9] data.std=[0.25]: the closer"),
+        (TrainedOn((8, 8), (0.5, 0.5, 0.0), (0.25, 0.25, 0.25)), "32x32 with data.mean=[0.5,0.5,"),
+    ],
+    ids=["much the same", "size", "scale", "grey", "both"],
+)
+def test_pictures_unlike_those_that_the_weights_know_are_told(
+    now: TrainedOn, said: str | None
+) -> None:
+    known = TrainedOn((32, 32), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    line = Initialization("a file", [], [], known).unlike(now)
+    assert line == said if said is None or said.startswith("its") else said in str(line)
+
+
+def test_a_run_says_that_its_pictures_are_of_another_size(
+    compose_train: Compose, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assemble(compose_train(f"init_from={source}", SECOND, *QUIET))
+    assert "its weights know" not in caplog.text
+    assemble(compose_train(f"init_from={source}", SECOND, "data.image_size=24", *QUIET))
+    assert "its weights know pictures of 32x32, and these are of 24x24: " in caplog.text
 
 
 def save(network: nn.Module, path: Path) -> None:

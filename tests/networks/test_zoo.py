@@ -70,6 +70,7 @@ def test_torchvisions_weights_are_taken_but_for_the_last_layer(
     report = initialize(network, "imagenet", node)
     assert report.replaced == [f"{head}.weight", f"{head}.bias"]
     assert report.source.startswith(f"torchvision's {name} (")
+    assert report.pictures == ((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     state = network.state_dict()
     assert all(is_theirs(state[key]) for key in report.loaded)
     assert state[f"{head}.bias"].shape == (3,)
@@ -100,6 +101,7 @@ def test_timms_weights_are_taken_from_a_file_too(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), random)
     assert report.replaced == ["fc.weight", "fc.bias"]
     assert report.source == "timm's resnet10t.c3_in1k"
+    assert report.pictures == ((176, 176), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert is_theirs(network.state_dict()["layer4.0.conv2.weight"])
     file.unlink()
     with pytest.raises(UserError) as caught:

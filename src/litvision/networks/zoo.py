@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,14 @@ GET_MODEL, CREATE_MODEL = "torchvision.models.get_model", "timm.create_model"
 SAME_NAMES = {"ResNet18": "resnet18", "VGG16": "vgg16_bn"}
 # Further outputs of googlenet and inception_v3, without which a network may be built.
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+
+
+class TrainedOn(NamedTuple):
+    """What weights were trained on: height and width in pixels; mean and std, of 0 to 1, or ()."""
+
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @functools.cache
@@ -60,7 +68,9 @@ def _check(option: str, name: str, names: list[str], package: str, known: bool) 
         )
 
 
-def trained(network: nn.Module, node: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
+def trained(
+    network: nn.Module, node: Mapping[str, Any]
+) -> tuple[str, dict[str, Tensor], TrainedOn]:
     """Return weights of the same architecture, trained on ImageNet's classes.
 
     They are downloaded once, into the cache of torch or of Hugging Face.
@@ -70,7 +80,8 @@ def trained(network: nn.Module, node: Mapping[str, Any]) -> tuple[str, dict[str,
         node: the config that it was built by.
 
     Returns:
-        What they are, in words; and the state dict, in torchvision's and timm's names.
+        What they are, in words; the state dict, in torchvision's and timm's names; and what they
+        were trained on.
 
     Raises:
         UserError: there are none, or they cannot be downloaded.
@@ -93,7 +104,7 @@ def trained(network: nn.Module, node: Mapping[str, Any]) -> tuple[str, dict[str,
     return _from_torchvision(name, network)
 
 
-def _from_torchvision(name: str, network: nn.Module) -> tuple[str, dict[str, Tensor]]:
+def _from_torchvision(name: str, network: nn.Module) -> tuple[str, dict[str, Tensor], TrainedOn]:
     import torchvision
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
@@ -108,10 +119,13 @@ def _from_torchvision(name: str, network: nn.Module) -> tuple[str, dict[str, Ten
     ours = network.state_dict()
     if not any(key.startswith(AUXILIARY) for key in ours):
         state = {key: tensor for key, tensor in state.items() if not key.startswith(AUXILIARY)}
-    return f"torchvision's {name} ({weights})", dict(state)
+    seen = weights.transforms()
+    (side,) = seen.crop_size
+    pictures = TrainedOn((side, side), tuple(seen.mean), tuple(seen.std))
+    return f"torchvision's {name} ({weights})", dict(state), pictures
 
 
-def _from_timm(node: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
+def _from_timm(node: Mapping[str, Any]) -> tuple[str, dict[str, Tensor], TrainedOn]:
     import timm
 
     create: Callable[..., nn.Module] = timm.create_model
@@ -136,4 +150,6 @@ def _from_timm(node: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
         hub.setLevel(level)
     given: Any = theirs.pretrained_cfg
     tag = f".{given['tag']}" if given.get("tag") else ""
-    return f"timm's {given['architecture']}{tag}", theirs.state_dict()
+    _, height, width = given["input_size"]
+    pictures = TrainedOn((height, width), tuple(given["mean"]), tuple(given["std"]))
+    return f"timm's {given['architecture']}{tag}", theirs.state_dict(), pictures
