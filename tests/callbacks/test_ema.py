@@ -78,6 +78,15 @@ def test_an_option_out_of_range_is_refused(
         assemble(compose_train("callbacks=ema", f"callbacks.ema.{option}"))
 
 
+def test_a_device_that_is_none_is_refused_before_data_are_read(compose_train: Compose) -> None:
+    with pytest.raises(UserError) as caught:
+        assemble(compose_train("callbacks=ema", "+callbacks.ema.device=gpu0"))
+    assert str(caught.value) == (
+        "callbacks: ema.device=gpu0 names no device: give cpu, cuda, or null for the one that "
+        "trains."
+    )
+
+
 def test_it_may_average_at_the_ends_of_epochs_only(compose_train: Compose) -> None:
     options = ["callbacks.ema.update_every_n_steps=0", "+callbacks.ema.update_starting_at_epoch=1"]
     run = assemble(compose_train(*OPTIONS, *options, "trainer.max_epochs=3"))

@@ -55,7 +55,7 @@ class EMA(EMAWeightAveraging):
     step how often it has averaged. Buffers of whole numbers are copied, not averaged.
 
     Raises:
-        ValueError: these options would average nothing.
+        ValueError: these options would average nothing, or `device` names none.
 
     Polyak and Juditsky 1992; Tarvainen and Valpola 2017, arXiv 1703.01780.
     """
@@ -74,6 +74,13 @@ class EMA(EMAWeightAveraging):
                 "ema.update_every_n_steps=0 averages nothing but at the ends of epochs: give "
                 "+callbacks.ema.update_starting_at_epoch=<the first one>, or a number of steps."
             )
+        try:
+            torch.device("cpu" if device is None else device)
+        except RuntimeError as error:  # which would come when training begins
+            raise ValueError(
+                f"ema.device={device} names no device: give cpu, cuda, or null for the one that "
+                "trains."
+            ) from error
         super().__init__(
             device,
             use_buffers,
