@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["hydra.main", "lightning", "pydantic", "torchvision"])
+PRELOAD = ["hydra.main", "lightning", "pydantic", "torchvision"]
 
 
 def start(arguments: list[str], log: Path) -> Any:
     """Start `python -m litvision.train <arguments>`, what it says appended to a file."""
+    _PROCESSES.set_forkserver_preload(PRELOAD)  # not on import: the tests have a list of their own
     process = _PROCESSES.Process(target=_train, args=(arguments, str(log)))
     process.start()
     return process

@@ -14,8 +14,14 @@ from pathlib import Path
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
     [
-        *("PIL.Image", "filelock", "hydra.main", "lightning", "matplotlib.backends.backend_agg"),
-        *("pydantic.type_adapter", "torch.utils.tensorboard", "torchvision"),
+        *("PIL.Image", "annotated_types", "filelock", "hydra.main", "lightning"),
+        *(
+            "hydra_plugins.hydra_joblib_launcher.config",
+            "hydra_plugins.hydra_optuna_sweeper.config",
+        ),
+        *("hydra_plugins.hydra_submitit_launcher.config", "matplotlib.backends.backend_agg"),
+        *("matplotlib.figure", "pydantic.fields", "pydantic.main", "pydantic.type_adapter"),
+        *("rich.console", "rich.table", "torch.utils.tensorboard", "torchvision"),
     ]
 )
 
