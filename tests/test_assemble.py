@@ -98,6 +98,29 @@ def test_initial_weights_depend_on_the_seed_alone(compose_train: Compose) -> Non
             "monitor='val/los' does not fit: it takes train/loss or train/acc or val/loss",
         ),
         ("monitor=val/acc", "monitor=val/acc with mode=min keeps the worst: give mode=max too."),
+        (
+            "callbacks.early_stopping.monitor=val/los",
+            "callbacks.early_stopping.monitor='val/los' does not fit: it takes train/loss or train",
+        ),
+        (
+            "callbacks.best_checkpoint.monitor=val/acc",
+            "callbacks.best_checkpoint.monitor=val/acc with callbacks.best_checkpoint.mode=min "
+            "keeps the worst: give callbacks.best_checkpoint.mode=max too.",
+        ),
+        ("trainer.precision=64-true", "precision=64-true does not fit: .* 16-mixed: give 32-true."),
+        ("trainer.precision=float32", "precision=float32 does not fit: .* give 32-true."),
+        ("trainer.precision=16-true", "precision=16-true does not fit: .* give 16-mixed."),
+        ("trainer.precision=bf16-true", "precision=bf16-true does not fit: .* give bf16-mixed."),
+        ("+scheduler.T_0=4", "scheduler has options but no _target_: no schedule is chosen. Add "),
+        (
+            "+scheduler._target_=torch.optim.lr_scheduler.StepLR +scheduler._partial_=true "
+            "+scheduler.step_size=2",
+            "Two schedules would set the learning rate: the scheduler group and the callback ",
+        ),
+        (
+            "scheduler=linear scheduler.start_factor=0",
+            "scheduler: Starting multiplicative factor .* Change its options.$",
+        ),
         ("trainer.max_epochs=0", "trainer.max_epochs=0 trains nothing: give more, or test what is"),
         ("trainer.max_steps=0", "trainer.max_steps=0 trains nothing"),
         ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0 trains nothing"),

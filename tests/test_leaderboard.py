@@ -85,6 +85,20 @@ def test_every_run_is_listed_the_best_first(logs: Path, capsys: pytest.CaptureFi
     assert [row["state"] for row in found[1:]] == ["running", "done", "failed"]
 
 
+def test_any_metric_that_a_run_has_can_be_sorted_by(
+    logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, f1 in (("d", 0.25), ("e", 0.75)):
+        write(logs / "own" / name, **{"best_val/f1": 1 - f1, "mode": "max", "val/f1": f1})
+        write(logs / "own" / f"low_{name}", **{"best_val/loss": 0.5, "val/map": f1})
+    main(["logs/own", "--sort", "val/f1", "--csv"])
+    assert [row["run"][-1] + row["val/f1"] for row in rows(capsys)[:2]] == ["e0.75", "d0.25"]
+    main(["logs/own", "--sort", "val/map", "--csv"])
+    assert [row["val/map"] for row in rows(capsys)] == ["0.25", "0.75", "", ""]
+    with pytest.raises(SystemExit, match=r"--sort val/mop: there is no such column\. All: "):
+        main(["logs/own", "--sort", "val/mop"])
+
+
 def test_runs_on_other_data_stand_apart(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, (data, loss) in enumerate(
         [("Shapes", 0.1), ("CIFAR10", 0.5), ("Shapes", 0.05), ("CIFAR10: cat", 0.0)]

@@ -127,10 +127,13 @@ def test_a_threshold_ends_a_run_and_says_so(compose_train: Compose, tmp_path: Pa
 
 
 def test_what_early_stopping_watches_has_to_be_there(compose_train: Compose) -> None:
+    run = assemble(compose_train(*OPTIONS))
+    stopping: Any = run.trainer.early_stopping_callback
+    stopping.monitor = "val/f1"  # as if a callback that says that it logs it did not
     with pytest.raises(
-        UserError, match=r"callbacks.early_stopping.monitor=val/los was not logged. Logged: .*val/"
+        UserError, match=r"callbacks.early_stopping.monitor=val/f1 was not logged. Logged: .*val/"
     ):
-        fit(compose_train(*OPTIONS, "callbacks.early_stopping.monitor=val/los"))
+        run.trainer.fit(run.classifier, run.datamodule)
 
 
 def test_training_is_watched_where_epochs_are_validated_within(

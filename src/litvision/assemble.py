@@ -33,7 +33,6 @@ from litvision.preflight import (
     build,
     check_before_reading,
     check_kind,
-    check_monitor,
     check_shared,
     check_strategy,
     parts,
@@ -48,6 +47,7 @@ from litvision.resume import (
 )
 from litvision.scaling import check_scaled, scale_learning_rate
 from litvision.trials import try_network, try_one_picture
+from litvision.watched import check_metrics, check_validated
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ def assemble(cfg: DictConfig) -> Run:
         checkpoints.read(checkpoints.find(cfg.init_from), "init_from")
     trainer = build_trainer(cfg)
     check_strategy(trainer.strategy, cfg)
+    check_metrics(cfg, trainer)
     datamodule = build_datamodule(cfg.data)
     datamodule.tests = cfg.test
     datamodule.trainer = trainer  # the number of devices decides the number of steps
@@ -123,7 +124,7 @@ def assemble(cfg: DictConfig) -> Run:
         cfg.num_classes = len(datamodule.classes)
         cfg.image_size = list(datamodule.image_size)
         cfg.total_steps = total_steps(trainer, datamodule)
-    check_monitor(cfg, trainer, datamodule)
+    check_validated(cfg, trainer, datamodule)
     trial = try_optimizer(cfg)
     # Only now: the initial weights depend on the seed alone, not on how the data were read.
     L.seed_everything(cfg.seed, workers=True, verbose=False)

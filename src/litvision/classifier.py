@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import lightning as L
 import torch
@@ -21,8 +21,6 @@ from litvision.errors import UserError
 from litvision.optimizers import lay_out_momenta, spare_copies
 from litvision.position import ends_here
 from litvision.trials import picks_channels_last
-
-METRICS = tuple(f"{split}/{name}" for split in ("train", "val") for name in ("loss", "acc"))
 
 
 class NonFiniteLossError(UserError):
@@ -57,6 +55,14 @@ class ImageClassifier(L.LightningModule):
             modes: "reduce-overhead" replays a step's kernels as one CUDA graph.
     """
 
+    # What `monitor` takes: whether the lowest or the highest is the best. A class of one's own adds
+    # what else it logs.
+    logs: ClassVar[Mapping[str, Literal["min", "max"]]] = {
+        "train/loss": "min",
+        "train/acc": "max",
+        "val/loss": "min",
+        "val/acc": "max",
+    }
     # What a checkpoint says about itself, so that it can be used from its path alone: plain values.
     card: dict[str, Any]
     loss_weights: Tensor | None  # float32 `[classes]`, from `weigh_classes`
@@ -151,9 +157,8 @@ class ImageClassifier(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch's mean loss, weighted so that devices' gradients average exactly."""
-        images, labels, share = batch.images, batch.labels, batch.share
-        logits = self(images).float()
-        loss = self.loss(logits, labels)
+        labels, share = batch.labels, batch.share
+        loss, logits = self.loss_and_logits(batch)
         detached = loss.detach()
         # Sums stay on the device, so that a GPU need not be waited for.
         self._loss.add_(detached, alpha=len(labels))
@@ -162,6 +167,21 @@ class ImageClassifier(L.LightningModule):
         self._pictures += len(labels)
         self._watch(detached, batch_idx)
         return loss if share == 1.0 else loss * share
+
+    def loss_and_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what training makes small, a scalar, and the logits by which accuracy is counted.
+
+        To be replaced where a loss needs more than logits and labels: the pictures, say, which
+        another network is to see too.
+
+        Args:
+            batch: augmented and normalised, as `litvision.batches.Batch` has it on its device.
+
+        Returns:
+            The mean over the batch, and float32 `[B, classes]`.
+        """
+        logits = self(batch.images).float()
+        return self.loss(logits, batch.labels), logits
 
     def weigh_classes(self, counts: list[int]) -> None:
         """Let the loss count classes as `class_weights` says.
@@ -287,6 +307,8 @@ class ImageClassifier(L.LightningModule):
             pictures = torch.full_like(self._loss, self._pictures)
             sums = torch.stack([self._loss, self._correct.to(self._loss.dtype), pictures])
             loss, correct, size = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+            if not size:  # a `training_step` of one's own, which logs what it wants
+                return
             for name, value in (("loss", loss / size), ("acc", correct / size)):
                 self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=1)
 

@@ -28,15 +28,19 @@ def main(arguments: list[str] | None = None) -> None:
         "folders", nargs="*", default=["logs"], help="runs or sweeps; default: logs"
     )
     parser.add_argument("--csv", action="store_true", help="comma-separated values, all digits")
-    parser.add_argument("--sort", metavar="KEY", help="a column; default: the monitored metric")
+    parser.add_argument(
+        "--sort", metavar="KEY", help="a column, or a metric; default: the monitored metric"
+    )
     given = parser.parse_args(arguments)
     missing = [folder for folder in given.folders if not Path(folder).is_dir()]
     if missing:
         sys.exit(f"error: there is no folder {missing[0]}: give one that runs were made in.")
-    rows = read(map(Path, given.folders))
+    rows = read(map(Path, given.folders), more=[given.sort] if given.sort else [])
     if not rows:
         sys.exit(f"error: no run in {', '.join(given.folders)}: `make train` makes one.")
     columns = columns_of(rows)
+    if given.sort and any(given.sort in row for row in rows):
+        columns = list(dict.fromkeys([*columns, given.sort]))
     if given.sort and given.sort not in columns:
         sys.exit(f"error: --sort {given.sort}: there is no such column. All: {', '.join(columns)}")
     rows = ordered(rows, given.sort)
@@ -63,12 +67,12 @@ def columns_of(rows: list[dict[str, Any]]) -> list[str]:
     return ["run", "state", *several, "options", *best, *metrics]
 
 
-def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
+def read(folders: Iterable[Path], more: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Return one row for each `result.json` below the folders: what it says of a finished run.
 
     `run`, `state`, `data`, `options` (what the command line changed; in a sweep, what differs
-    within it), `best <monitor>`, and of the last epoch `METRICS`. What a run has not is left out.
-    Folders of failed runs that were put aside for a second try are passed over.
+    within it), `best <monitor>`, and of the last epoch `METRICS` and `more`. What a run has not is
+    left out. Folders of failed runs that were put aside for a second try are passed over.
     """
     rows = []
     for path in sorted({path for folder in folders for path in folder.rglob("result.json")}):
@@ -85,7 +89,8 @@ def read(folders: Iterable[Path]) -> list[dict[str, Any]]:
             row[f"best {name}"] = result[f"best_{name}"]
         if result.get("mode") == "max":
             row["mode"] = "max"
-        row |= {key: result[key] for key in METRICS if result.get(key) is not None}
+        last = [key for key in (*METRICS, *more) if key not in row]
+        row |= {key: result[key] for key in last if result.get(key) is not None}
         rows.append(row)
     return rows
 
@@ -118,7 +123,8 @@ def ordered(rows: list[dict[str, Any]], key: str | None = None) -> list[dict[str
 def _ordered(rows: list[dict[str, Any]], key: str | None) -> list[dict[str, Any]]:
     key = key or next((name for row in rows for name in row if name.startswith("best ")), "run")
     have = [row for row in rows if row.get(key) is not None]
-    most = key.startswith("best ") and any(row.get("mode") == "max" for row in have)
+    best = f"best {key.removeprefix('best ')}"
+    most = any(best in row and row.get("mode") == "max" for row in have)
     have.sort(key=itemgetter(key), reverse=most or "acc" in key or key == "images_per_second")
     return have + [row for row in rows if row.get(key) is None]
 

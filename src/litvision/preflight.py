@@ -10,7 +10,6 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
-import lightning as L
 import torch
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -20,12 +19,10 @@ from pydantic import Field
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from litvision.classifier import METRICS
-from litvision.datamodule import ImageDataModule
+from litvision.callbacks.reduce_lr_on_plateau import TWO_SCHEDULES
 from litvision.errors import UNWRITABLE, UserError, first_line, one_line
 from litvision.networks.zoo import check_name
 from litvision.optimizers import several_rates
-from litvision.position import batches_per_epoch
 from litvision.validation import check, check_keys, check_value
 
 # The config of a clone is its owner's own code and may name any target. A config that came inside
@@ -47,14 +44,6 @@ class Shared(TypedDict):
 def check_shared(cfg: DictConfig) -> None:
     """Check the plain keys of `conf/train.yaml`, which no class takes as they are."""
     check_keys(cfg, Shared)
-    if cfg.monitor not in METRICS and cfg.model._target_.startswith("litvision."):
-        raise UserError(f"monitor={cfg.monitor!r} does not fit: it takes {' or '.join(METRICS)}.")
-    wrong = {"/acc": "min", "/loss": "max"}
-    if any(cfg.monitor.endswith(end) and cfg.mode == mode for end, mode in wrong.items()):
-        right = "max" if cfg.mode == "min" else "min"
-        raise UserError(
-            f"monitor={cfg.monitor} with mode={cfg.mode} keeps the worst: give mode={right} too."
-        )
     if (cfg.callbacks or {}).get("finetuning") and cfg.init_from is None and cfg.resume is None:
         raise UserError(
             "callbacks.finetuning freezes what init_from has loaded: give init_from=<a checkpoint, "
@@ -73,6 +62,8 @@ TRAINER: dict[str, Any] = {
         Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | str | dict | None
     ),
 }
+PRECISIONS = {"auto", "None", "transformer-engine", "transformer-engine-float16"}
+PRECISIONS |= {"32", "32-true", "16", "16-mixed", "bf16", "bf16-mixed"}
 CHOSEN_ELSEWHERE = {
     "enable_checkpointing": "or give callbacks.last_checkpoint=null and "
     "callbacks.best_checkpoint=null to save nothing",
@@ -88,19 +79,13 @@ def check_before_reading(cfg: DictConfig) -> None:
     trial = cfg.copy()
     with open_dict(trial):  # what the data will tell
         trial.num_classes, trial.image_size, trial.total_steps = 2, [32, 32], 1000
+    _check_precision(str(trial.trainer.get("precision")))
     check(trial)
     check_name(OmegaConf.select(trial, "model.network") or {})
     accumulated = trial.trainer.get("accumulate_grad_batches", 1)
     for key, annotation in TRAINER.items():
         if key in trial.trainer:
             check_value(f"trainer.{key}", trial.trainer[key], annotation)
-    precision = str(trial.trainer.get("precision"))
-    if precision in ("bf16-true", "16-true", "64-true", "64"):
-        mixed = "16-mixed" if precision.startswith("16") else "bf16-mixed"
-        raise UserError(
-            f"trainer.precision={precision} does not fit: weights, their updates and all metrics "
-            f"are float32. It takes auto, 32-true, bf16-mixed or 16-mixed: give {mixed}."
-        )
     for key, instead in CHOSEN_ELSEWHERE.items():
         if trial.trainer.get(key) is not None:
             raise UserError(f"trainer.{key} is set by what there is: leave it out, {instead}.")
@@ -117,7 +102,26 @@ def check_before_reading(cfg: DictConfig) -> None:
             f"trainer.accumulate_grad_batches={accumulated} adds up those of several: give "
             "model.compile=true."
         )
-    try_optimizer(trial)
+    if trial.scheduler is not None and "_target_" not in trial.scheduler:
+        raise UserError(
+            "scheduler has options but no _target_: no schedule is chosen. Add scheduler=<choice>, "
+            "scheduler=cosine for example, or take its options out."
+        )
+    if trial.scheduler is not None and (trial.callbacks or {}).get("reduce_lr_on_plateau"):
+        raise UserError(TWO_SCHEDULES)
+    try_optimizer(trial, trial_steps=True)
+
+
+def _check_precision(precision: str) -> None:
+    """Refuse a precision of the weights that is not float32's."""
+    if precision in PRECISIONS:
+        return
+    nearest = "16-mixed" if precision.startswith("16") else "32-true"
+    raise UserError(
+        f"trainer.precision={precision} does not fit: weights, their updates and all metrics "
+        "are float32. It takes auto, 32-true, bf16-mixed or 16-mixed: give "
+        f"{'bf16-mixed' if precision.startswith('bf16') else nearest}."
+    )
 
 
 def trial_optimizer(cfg: DictConfig) -> Optimizer:
@@ -131,8 +135,12 @@ def trial_optimizer(cfg: DictConfig) -> Optimizer:
     return built
 
 
-def try_optimizer(cfg: DictConfig) -> Optimizer:
+def try_optimizer(cfg: DictConfig, trial_steps: bool = False) -> Optimizer:
     """Build optimizer and schedule for one number of each kind: they know their own ranges.
+
+    Args:
+        cfg: of the run.
+        trial_steps: `total_steps` is a guess, of which messages say nothing.
 
     Returns:
         that optimizer.
@@ -155,6 +163,8 @@ def try_optimizer(cfg: DictConfig) -> Optimizer:
     try:
         schedule = build(cfg.scheduler)(optimizer)
     except (ValueError, TypeError, ZeroDivisionError) as error:
+        if trial_steps or "${total_steps}" not in str(written):
+            raise UserError(f"scheduler: {one_line(error)}. Change its options.") from error
         raise UserError(
             f"scheduler: {one_line(error)} (for {cfg.total_steps} steps). Change the "
             "schedule's options, or trainer.max_epochs or trainer.max_steps."
@@ -180,36 +190,6 @@ def check_strategy(strategy: Strategy, cfg: DictConfig) -> None:
         raise UserError(
             f"trainer=fsdp leaves each device a piece of the weights, and {' and '.join(what)} "
             "needs whole filters: give trainer=ddp, or train without."
-        )
-
-
-def check_monitor(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModule) -> None:
-    """Refuse to watch a metric of validation where nothing is validated.
-
-    Raises:
-        UserError: it does, or an epoch has fewer batches than there are between two validations.
-    """
-    interval = cfg.trainer.get("val_check_interval")
-    batches = batches_per_epoch(trainer, datamodule)
-    within = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches
-    within = within and not getattr(trainer, "fast_dev_run", 0)  # which has one batch
-    if within and isinstance(interval, int) and interval > batches:
-        raise UserError(
-            f"trainer.val_check_interval={interval} is more than an epoch's batches, {batches}: "
-            "give fewer, or trainer.check_val_every_n_epoch=null too, to count through epochs."
-        )
-    if not cfg.monitor.startswith("val/"):
-        return
-    why = "trainer.limit_val_batches=0" if not trainer.limit_val_batches else None
-    every, last = trainer.check_val_every_n_epoch, trainer.max_epochs
-    if every is not None and last is not None and 0 <= last < every:
-        why = f"trainer.check_val_every_n_epoch={every} with trainer.max_epochs={last}"
-    if not len(datamodule.subsets["val"]):
-        why = f"data.val_fraction={datamodule.val_fraction:g}"
-    if why:
-        raise UserError(
-            f"monitor={cfg.monitor} needs pictures to validate, and {why} leaves none: give "
-            f"monitor={cfg.monitor.replace('val/', 'train/', 1)} too, or leave {why} out."
         )
 
 

@@ -164,6 +164,7 @@ def differences(run: Path) -> list[tuple[str, Any, Any]] | None:
 def epochs(found: Any) -> dict[str, Any] | None:
     """Return columns and rows of the epochs' table."""
     names = [n for n in ("train/loss", "val/loss", "train/acc", "val/acc") if n in found]
+    names += [n for n in found if n.startswith(("train/", "val/")) and n not in names]
     by_epoch = {name: dict(found[name]) for name in names}
     numbers = sorted({epoch for points in by_epoch.values() for epoch in points})
     if not numbers:

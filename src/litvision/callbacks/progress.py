@@ -10,21 +10,26 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 from litvision.callbacks.validated import Validated
+from litvision.position import last_epoch
+from litvision.watched import logged_by
+
+CLASSIFIERS = {
+    "train/loss": "{:.4f}",
+    "val/loss": "{:.4f}",
+    "train/acc": "{:.2%}",
+    "val/acc": "{:.2%}",
+}
+SPEED = {"lr": "{:.4g}", "images_per_second": "{:.0f} images/s"}
 
 
 def epoch_line(trainer: L.Trainer, seconds: float, validated: bool) -> str:
     """Return one line about the epoch that has just ended, from the metrics logged in it."""
     metrics = trainer.callback_metrics
-    last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-    parts = [f"epoch {trainer.current_epoch + 1}" + (f"/{last}" if last else "")]
-    for name, form in (
-        ("train/loss", "{:.4f}"),
-        ("val/loss", "{:.4f}"),
-        ("train/acc", "{:.2%}"),
-        ("val/acc", "{:.2%}"),
-        ("lr", "{:.4g}"),
-        ("images_per_second", "{:.0f} images/s"),
-    ):
+    last = last_epoch(trainer)
+    parts = [f"epoch {trainer.current_epoch + 1}" + ("" if last is None else f"/{last + 1}")]
+    callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
+    others = [n for n in logged_by(trainer.lightning_module, *callbacks) if n not in CLASSIFIERS]
+    for name, form in {**CLASSIFIERS, **dict.fromkeys(others, "{:.4g}"), **SPEED}.items():
         if name in metrics and (validated or not name.startswith("val/")):
             text = form.format(float(metrics[name]))
             parts.append(text if name == "images_per_second" else f"{name} {text}")

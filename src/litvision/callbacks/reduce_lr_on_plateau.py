@@ -12,6 +12,11 @@ from torch.optim import lr_scheduler
 from litvision.callbacks.validated import Validated
 from litvision.errors import UserError
 
+TWO_SCHEDULES = (
+    "Two schedules would set the learning rate: the scheduler group and the callback "
+    "reduce_lr_on_plateau. Choose one: scheduler=none, or callbacks.reduce_lr_on_plateau=null."
+)
+
 
 class _PlateauSchedule(lr_scheduler.ReduceLROnPlateau):
     """Torch's schedule, for which an equal value is no worse: the `<=` of the best checkpoint."""
@@ -61,11 +66,7 @@ class ReduceLROnPlateau(Validated, L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Register the schedule with the trainer."""
         if trainer.lr_scheduler_configs:
-            raise UserError(
-                "Two schedules would set the learning rate: the scheduler group and the callback "
-                "reduce_lr_on_plateau. Choose one: scheduler=none, or "
-                "callbacks.reduce_lr_on_plateau=null."
-            )
+            raise UserError(TWO_SCHEDULES)
         self.schedule = _PlateauSchedule(trainer.optimizers[0], **self.options)
         trainer.strategy.lr_scheduler_configs.append(
             LRSchedulerConfig(
