@@ -30,6 +30,15 @@ MODELS = ", ".join(sorted({path.stem for path in (CONF / "model").glob("*.yaml")
             "trainer.max_epoch=3",
             "error: There is no key or group 'trainer.max_epoch'. Nearest: trainer.max_epochs",
         ),
+        (
+            "callbacks.finetuning.unfreeze_at_epoch=1",
+            "error: callbacks.finetuning.unfreeze_at_epoch: finetuning is not chosen. Add "
+            "callbacks=[default,finetuning].",
+        ),
+        (
+            "callbacks.early_stopping.patienc=1",
+            "error: There is no key or group 'callbacks.early_stopping.patienc'. Nearest: callb",
+        ),
         ("modle=vgg16", "error: There is no key or group 'modle'. Nearest: mode, model"),
         (
             "model=resnet19",

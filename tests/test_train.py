@@ -21,6 +21,8 @@ from omegaconf import OmegaConf
 from conftest import Compose, Run, write_image_folder
 from litvision import checkpoints
 from litvision.assemble import assemble
+from litvision.batches import Batch
+from litvision.classifier import ImageClassifier
 from litvision.errors import UserError
 from litvision.records import write_result
 from litvision.train import main, refuse_to_overwrite
@@ -75,6 +77,46 @@ def test_a_run_leaves_everything_that_it_promises(tmp_path: Path, run: Run) -> N
     assert f"test accuracy  {result['test/acc']:.2%}" in lines
     assert f"run            {folder.relative_to(tmp_path)}" in lines
     assert "Traceback" not in done.stderr
+
+
+class Bare(ImageClassifier):
+    """Has a `training_step` of its own, which keeps no sums."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self(batch.images).float(), batch.labels)
+
+
+def test_a_training_step_of_ones_own_needs_nothing_of_ours(
+    compose_train: Compose, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = assemble(compose_train("model._target_=test_train.Bare"))
+    made.trainer.fit(made.classifier, made.datamodule)
+    assert "val/loss" in made.trainer.callback_metrics
+    assert not {"train/loss", "train/acc"} & set(made.trainer.callback_metrics)
+    assert re.search(r"epoch 2/2  val/loss \S+  val/acc ", capsys.readouterr().out)
+    assert made.checkpoint is not None
+
+
+def test_a_run_that_ends_before_it_validates_says_so_and_counts_its_own_epochs(
+    compose_train: Compose, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "Nothing will be validated, and no checkpoint be the best: trainer.max_steps=1 ends the "
+    made = assemble(compose_train("trainer.max_steps=1", "trainer.max_epochs=30"))
+    assert said in caplog.text
+    made.trainer.fit(made.classifier, made.datamodule)
+    assert made.checkpoint is None
+    assert "epoch 1/1  train/loss" in capsys.readouterr().out
+    caplog.clear()
+    for enough in (
+        ["trainer.max_steps=2"],
+        ["trainer.max_steps=1", "trainer.accumulate_grad_batches=2"],
+        ["trainer.max_steps=1", "+trainer.val_check_interval=1"],
+        ["trainer.max_steps=1", "+trainer.val_check_interval=0.5"],
+    ):
+        assemble(compose_train(*enough))
+    assert "Nothing will be validated" not in caplog.text
+    assemble(compose_train("trainer.max_steps=3", "trainer.check_val_every_n_epoch=2"))
+    assert "Nothing will be validated" in caplog.text
 
 
 def test_a_run_is_the_same_again_and_another_with_another_seed(

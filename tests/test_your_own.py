@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from commands import run_command
 from conftest import write_image_folder
@@ -63,12 +64,18 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (copy / path).write_text(text)
     pictures = write_image_folder(tmp_path_factory.mktemp("pictures"))
     shutil.copytree(pictures / "train", copy / "data" / "pictures")
+    listed = copy / "data" / "listed"
+    for split in ("train", "test"):
+        shutil.copytree(pictures / split, listed / split)
+        paths = sorted(path for path in (listed / split).rglob("*") if path.is_file())
+        rows = [f"{path.relative_to(listed)},{path.parent.name}\n" for path in paths]
+        (listed / f"{split}.csv").write_text("".join(["path,label\n", *rows]))
     return copy
 
 
 def test_each_page_has_files_and_commands() -> None:
     assert {name: len(files(page)) for name, page in PAGES.items()} == {
-        "data": 3, "model": 3, "optimizer": 4, "callback": 3,
+        "data": 3, "model": 3, "optimizer": 6, "callback": 5,
     }  # fmt: skip
     assert {command.values[0] for command in COMMANDS} == set(PAGES)
 
@@ -86,10 +93,22 @@ def test_a_command_of_a_page_trains(mine: Path, page: str, command: str) -> None
     if "lr_finder" in command:
         options.append("callbacks.lr_finder.num_training_steps=15")
     shutil.rmtree(mine / "logs", ignore_errors=True)
+    if found := re.search(r"model\.teacher=(\S+)", arguments):
+        learned = ["model=speednet", "model.network.widths=[8,8,8]", f"hydra.run.dir={found[1]}"]
+        teaching = run_command(mine, "train", *LITTLE, *SHORT, *learned, root=mine)
+        assert teaching.returncode == 0, teaching.stderr
+        (mine / found[1] / "result.json").unlink()
     done = run_command(mine, "train", *options, root=mine)
     assert done.returncode == 0, done.stderr
     (path,) = mine.glob("logs/*/*/result.json")
     assert json.loads(path.read_text())["state"] == "done"
+    saved = torch.load(path.parent / "checkpoints" / "last.ckpt", weights_only=True)
+    kept = {name.partition(".")[0] for name in saved["state_dict"]}
+    assert kept <= {"network", "metrics"}  # and no teacher
+    if "macro_f1" in command:
+        last = json.loads(path.read_text())
+        assert last["best_val/f1"] == last["val/f1"]
+        assert f"val/f1 {last['val/f1']:.4g}  lr" in done.stdout
     if "gradient_norm" in command:
         rows = csv.DictReader((path.parent / "metrics.csv").open())
         norms = [float(row["gradient_norm"]) for row in rows if row.get("gradient_norm")]

@@ -123,14 +123,16 @@ def composition_error(error: ConfigCompositionException, config_name: str) -> st
         cause = error.__cause__
         return first_line(error) + (f" ({first_line(cause)})" if cause else "")
     key = found.group(1).partition("@")[0]
+    keys = _valid_keys(config_name, key)
     group, _, rest = key.partition(".")
     member = rest.partition(".")[0]
-    if group in ("callbacks", "logger") and (CONF / group / f"{member}.yaml").is_file():
-        given = next((a for a in sys.argv[1:] if a.startswith(f"{group}=")), f"{group}=default")
-        names = given.partition("=")[2].strip("[]")
+    beside = group in ("callbacks", "logger") and (CONF / group / f"{member}.yaml").is_file()
+    if beside and f"{group}.{member}" not in keys:
+        chosen = next((a for a in sys.argv[1:] if a.startswith(f"{group}=")), f"{group}=default")
+        names = chosen.partition("=")[2].strip("[]")
         return f"{key}: {member} is not chosen. Add {group}=[{names},{member}]."
-    others = _groups_of(config_name) or [k for k in _valid_keys(config_name, key) if "." not in k]
-    near = [word for word in nearest(key, _valid_keys(config_name, key)) if word != key]
+    others = _groups_of(config_name) or [k for k in keys if "." not in k]
+    near = [word for word in nearest(key, keys) if word != key]
     hint = f"Nearest: {', '.join(near)}." if near else f"There are: {', '.join(others)}."
     new = f" To add a new key, write +{key}=…" if config_name == "train" else ""
     return f"There is no key or group {key!r}. {hint}{new}"
