@@ -99,6 +99,37 @@ def test_any_metric_that_a_run_has_can_be_sorted_by(
         main(["logs/own", "--sort", "val/mop"])
 
 
+def test_means_over_seeds(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = logs / "seeds"
+    results = [("0.1", 0, 0.5), ("0.1", 1, 0.7), ("0.2", 0, 0.25), ("0.3", 0, 0.4)]
+    for number, (lr, seed, loss) in enumerate(results):
+        overrides = [f"optimizer.lr={lr}", f"seed={seed}"]
+        content = {"best_val/loss": loss, "test/acc": 1 - loss, "seconds": 60 + number}
+        write(folder / str(number), overrides=overrides, data="Shapes", **content)
+    write(folder / "4", "failed", overrides=["optimizer.lr=0.2", "seed=1"], data="Shapes")
+    main(["logs/seeds", "--over", "seed"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert " ".join(lines[0]) == (
+        "options runs best val/loss ± best val/loss test/acc ± test/acc seconds"
+    )
+    assert lines[1:] == [
+        ["optimizer.lr=0.2", "1", "0.2500", "75.00%", "62"],
+        ["optimizer.lr=0.3", "1", "0.4000", "60.00%", "63"],
+        ["optimizer.lr=0.1", "2", "0.6000", "0.1414", "40.00%", "14.14%", "60"],
+    ]
+    main(["logs/seeds", "--over", "seed", "--csv", "--sort", "runs"])
+    assert [row["runs"] for row in rows(capsys)] == ["1", "1", "2"]
+    main(["logs/seeds", "--over", "optimizer.lr", "--csv"])
+    assert [(row["options"], row["runs"]) for row in rows(capsys)] == [
+        ("seed=0", "3"),
+        ("seed=1", "1"),
+    ]
+    with pytest.raises(
+        SystemExit, match=r"^error: no run in logs/seeds/4 is done: there is no mean"
+    ):
+        main(["logs/seeds/4", "--over", "seed"])
+
+
 def test_runs_on_other_data_stand_apart(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, (data, loss) in enumerate(
         [("Shapes", 0.1), ("CIFAR10", 0.5), ("Shapes", 0.05), ("CIFAR10: cat", 0.0)]

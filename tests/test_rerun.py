@@ -47,7 +47,7 @@ def test_a_run_is_repeated_to_the_bit(run: Run, tmp_path: Path, precision: str) 
 def test_metrics_and_pictures_that_differ_are_named(tmp_path: Path) -> None:
     for name, accuracy in (("a", 0.5), ("b", 0.25)):
         (tmp_path / name).mkdir()
-        result = {"state": "done", "val/acc": 0.5, "test/acc": accuracy}
+        result = {"state": "done", "val/acc": 0.5, "test/acc": accuracy, "val/f1": accuracy / 2}
         (tmp_path / name / "result.json").write_text(json.dumps(result))
         (tmp_path / name / "provenance.json").write_text(json.dumps({"data_sha256": name}))
     assert rerun.compare(tmp_path / "a", tmp_path / "b").splitlines() == [
@@ -55,6 +55,7 @@ def test_metrics_and_pictures_that_differ_are_named(tmp_path: Path) -> None:
         "Other than then:",
         "the pictures are others, by their checksum",
         "test/acc: 0.5 then, 0.25 now",
+        "val/f1: 0.25 then, 0.125 now",
     ]
 
 

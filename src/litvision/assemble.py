@@ -15,19 +15,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import litvision
 from litvision import checkpoints, hardware, lean_steps, records, sweeps
+from litvision.announce import announce
 from litvision.callbacks.best_checkpoint import BestCheckpoint
 from litvision.callbacks.result import Result
 from litvision.callbacks.warmup import Warmup
 from litvision.checkpoint_io import WholeCheckpointIO
 from litvision.classifier import ImageClassifier
 from litvision.datamodule import ImageDataModule
-from litvision.determinism import obstacles
 from litvision.errors import UserError
 from litvision.initialize import IMAGENET, initialize
 from litvision.messages import settle_logging
 from litvision.networks.zoo import TrainedOn
-from litvision.optimizers import unfit_for_muon
-from litvision.position import batches_per_epoch, total_steps
+from litvision.position import total_steps
 from litvision.preflight import (
     ANY,
     build,
@@ -50,8 +49,6 @@ from litvision.trials import try_network, try_one_picture
 from litvision.watched import check_metrics, check_validated
 
 log = logging.getLogger(__name__)
-
-UNEQUAL = 1.5  # times as many pictures of one class as of another: from there on a line says so
 
 
 @dataclass
@@ -154,26 +151,12 @@ def assemble(cfg: DictConfig) -> Run:
     if trainer.is_global_zero:
         folder = Path(cfg.run_dir)
         records.write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved)))
-        log.info(statement(cfg, trainer, datamodule))
-        if reasons := obstacles(cfg, hardware.accelerator(str(cfg.trainer.accelerator))):
-            log.info(f"Another run of it may end otherwise: {'; '.join(reasons)}")
-        if cfg.callbacks and "last_checkpoint" not in cfg.callbacks:  # null is a choice
-            log.warning(
-                f"callbacks has {', '.join(map(str, cfg.callbacks))} alone: nothing will be saved. "
-                "To add to the callbacks of every run, give callbacks=[default,<others>]."
-            )
-        if cfg.num_classes == 1:
-            log.warning("There is one class only: nothing to tell apart, and nothing to learn.")
-        for sentence in unfit_for_muon(classifier.network, trial):
-            log.warning(sentence)
+        announce(cfg, trainer, datamodule, classifier, trial)
         if scaled:
             log.info(scaled)
         if initialized:
             log.info(initialized)
-            now = TrainedOn(
-                datamodule.image_size, tuple(datamodule.mean or ()), tuple(datamodule.std or ())
-            )
-            if other := initialized.unlike(now):
+            if other := initialized.unlike(TrainedOn.of(datamodule)):
                 log.info(other)
             initialized.save(folder)
     return Run(cfg, datamodule, classifier, trainer, resume_from)
@@ -191,21 +174,10 @@ def use_hardware(cfg: DictConfig) -> None:
             "GPU here. Give trainer.accelerator=cpu; if there is one, its driver may be too old "
             "for this build of torch: make install TORCH=cu128 takes another."
         )
-    pictures = OmegaConf.select(cfg, "model.network.norm_pictures")
-    if pictures and cfg.trainer.get("sync_batchnorm"):
-        raise UserError(
-            "trainer.sync_batchnorm=true normalises over the pictures of all devices, and "
-            f"model.network.norm_pictures={pictures} over parts of one device's: leave one out."
-        )
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # what is left in float32 may use TF32
     elif device == "cpu":
         hardware.keep_freed_memory()
-        if cfg.trainer.get("sync_batchnorm"):
-            raise UserError(
-                "trainer.sync_batchnorm=true works on GPUs only. Leave it out, or choose a "
-                "normalisation that looks at one picture at a time: model.network.norm=group."
-            )
     runs, number = sweeps.side_by_side()
     if runs > 1:
         torch.set_num_threads(max(1, sweeps.cores() // runs))
@@ -263,44 +235,6 @@ def build_datamodule(node: DictConfig, trust: Any = ANY) -> ImageDataModule:
         return build(node, trust)
 
 
-def statement(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataModule) -> str:
-    """Say what one epoch and the whole run are made of, in two lines, or three."""
-    sizes = {name: len(subset) for name, subset in datamodule.subsets.items()}
-    batch, iterations = datamodule.batch_size, batches_per_epoch(trainer, datamodule)
-    last = min(sizes["train"] - (iterations - 1) * batch, batch)
-    accumulated, steps = trainer.accumulate_grad_batches, cfg.total_steps
-    return (
-        f"{sizes['train']:,} pictures to train on, {sizes['val']:,} to validate, "
-        f"{sizes['test']:,} to test, {_counted(cfg.num_classes, 'class')}; "
-        f"precision {cfg.trainer.precision}\n"
-        f"{_counted(iterations, 'iteration')} an epoch, batches of {batch:,}"
-        + (f" (the last of {last:,})" if last != batch else "")
-        + (f"; weights updated every {accumulated}" if accumulated > 1 else "")
-        + (f"; {_counted(steps, 'update')} in all" if steps is not None else "")
-        + _unequal(datamodule, weighed=cfg.model.get("class_weights") is not None)
-    )
-
-
-def _unequal(datamodule: ImageDataModule, weighed: bool) -> str:
-    """Say which classes have the most and the fewest pictures, where that makes accuracy flatter.
-
-    By how much, the accuracy of the most frequent class as the only answer tells.
-    """
-    counts = datamodule.class_counts("train")
-    most, fewest = counts.index(max(counts)), counts.index(min(counts))
-    if counts[most] <= UNEQUAL * counts[fewest]:
-        return ""
-    split = "val" if len(datamodule.subsets["val"]) else "train"
-    seen = datamodule.class_counts(split)
-    names = datamodule.classes
-    return (
-        f"\nunequal classes: {counts[most]:,} pictures of {names[most]}, {counts[fewest]:,} of "
-        f"{names[fewest]}; an accuracy of {seen[most] / sum(seen):.2%} is that of always "
-        f"answering {names[most]}"
-        + ("" if weighed else "; model.class_weights=balanced trains all classes alike")
-    )
-
-
 def card(config: Any, datamodule: ImageDataModule) -> dict[str, Any]:
     """Return what a checkpoint says about itself: plain values only."""
     return {
@@ -313,8 +247,3 @@ def card(config: Any, datamodule: ImageDataModule) -> dict[str, Any]:
         "image_size": list(datamodule.image_size),
         "pictures": which_pictures(datamodule),
     }
-
-
-def _counted(number: int, thing: str) -> str:
-    several = f"{thing}es" if thing.endswith("s") else f"{thing}s"
-    return f"{number:,} {thing if number == 1 else several}"

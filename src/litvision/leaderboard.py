@@ -6,6 +6,7 @@ import argparse
 import csv
 import re
 import shlex
+import statistics
 import sys
 from collections.abc import Iterable
 from operator import itemgetter
@@ -31,6 +32,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--sort", metavar="KEY", help="a column, or a metric; default: the monitored metric"
     )
+    parser.add_argument(
+        "--over", metavar="KEY", help="means of runs that differ in this option alone, as seed"
+    )
     given = parser.parse_args(arguments)
     missing = [folder for folder in given.folders if not Path(folder).is_dir()]
     if missing:
@@ -38,6 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
     rows = read(map(Path, given.folders), more=[given.sort] if given.sort else [])
     if not rows:
         sys.exit(f"error: no run in {', '.join(given.folders)}: `make train` makes one.")
+    if given.over:
+        rows = over(rows, given.over)
+        if not rows:
+            sys.exit(f"error: no run in {', '.join(given.folders)} is done: there is no mean yet.")
     columns = columns_of(rows)
     if given.sort and any(given.sort in row for row in rows):
         columns = list(dict.fromkeys([*columns, given.sort]))
@@ -64,6 +72,9 @@ def columns_of(rows: list[dict[str, Any]]) -> list[str]:
     best = sorted({key for row in rows for key in row if key.startswith("best ")})
     metrics = [key for key in METRICS if any(key in row for row in rows)]
     several = ["data"] if len({row.get("data") for row in rows}) > 1 else []
+    if "runs" in rows[0]:
+        spread = [name for key in (*best, *metrics) for name in (key, f"± {key}")]
+        return [*several, "options", "runs", *(n for n in spread if any(n in row for row in rows))]
     return ["run", "state", *several, "options", *best, *metrics]
 
 
@@ -93,6 +104,39 @@ def read(folders: Iterable[Path], more: Iterable[str] = ()) -> list[dict[str, An
         row |= {key: result[key] for key in last if result.get(key) is not None}
         rows.append(row)
     return rows
+
+
+def over(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Return one row for all finished runs whose options differ in one key alone.
+
+    Each has `runs`, their number, the mean of every number that they have, and under `± <name>` of
+    the best metric and the test accuracy the standard deviation, of more than one run.
+
+    Args:
+        rows: as `read` returns them.
+        key: of an option, such as "seed".
+    """
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["state"] == "done":
+            kept = [
+                o for o in shlex.split(row["options"]) if o.lstrip("+").partition("=")[0] != key
+            ]
+            about = (row.get("data"), row.get("mode"), shlex.join(kept))
+            groups.setdefault(about, []).append(row)
+    means = []
+    for (data, mode, kept_options), members in groups.items():
+        named = {"data": data, "mode": mode, "options": kept_options}
+        mean: dict[str, Any] = {k: v for k, v in named.items() if v is not None}
+        mean["runs"] = len(members)
+        for name in dict.fromkeys(name for row in members for name in row):
+            values = [row[name] for row in members if isinstance(row.get(name), int | float)]
+            if values:
+                mean[name] = statistics.fmean(values)
+            if len(values) > 1 and (name.startswith("best ") or name == "test/acc"):
+                mean[f"± {name}"] = statistics.stdev(values)
+        means.append(mean)
+    return means
 
 
 def monitored(result: dict[str, Any]) -> list[str]:
@@ -154,6 +198,8 @@ def shown(column: str, value: Any) -> str:
         return value
     if "acc" in column:
         return f"{value:.2%}"
+    if column == "runs":
+        return str(value)
     if "loss" in column:
         return f"{value:.4f}"
     return f"{value:.0f}" if column in METRICS else f"{value:.4g}"

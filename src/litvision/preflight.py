@@ -19,6 +19,7 @@ from pydantic import Field
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from litvision import hardware
 from litvision.callbacks.reduce_lr_on_plateau import TWO_SCHEDULES
 from litvision.errors import UNWRITABLE, UserError, first_line, one_line
 from litvision.networks.zoo import check_name
@@ -80,6 +81,7 @@ def check_before_reading(cfg: DictConfig) -> None:
     with open_dict(trial):  # what the data will tell
         trial.num_classes, trial.image_size, trial.total_steps = 2, [32, 32], 1000
     _check_precision(str(trial.trainer.get("precision")))
+    _check_sync_batchnorm(trial)
     check(trial)
     check_name(OmegaConf.select(trial, "model.network") or {})
     accumulated = trial.trainer.get("accumulate_grad_batches", 1)
@@ -110,6 +112,23 @@ def check_before_reading(cfg: DictConfig) -> None:
     if trial.scheduler is not None and (trial.callbacks or {}).get("reduce_lr_on_plateau"):
         raise UserError(TWO_SCHEDULES)
     try_optimizer(trial, trial_steps=True)
+
+
+def _check_sync_batchnorm(cfg: DictConfig) -> None:
+    """Refuse to normalise over all devices' pictures where that cannot be, or against another."""
+    if not cfg.trainer.get("sync_batchnorm"):
+        return
+    pictures = OmegaConf.select(cfg, "model.network.norm_pictures")
+    if pictures:
+        raise UserError(
+            "trainer.sync_batchnorm=true normalises over the pictures of all devices, and "
+            f"model.network.norm_pictures={pictures} over parts of one device's: leave one out."
+        )
+    if hardware.accelerator(str(cfg.trainer.accelerator)) == "cpu":
+        raise UserError(
+            "trainer.sync_batchnorm=true works on GPUs only. Leave it out, or choose a "
+            "normalisation that looks at one picture at a time: model.network.norm=group."
+        )
 
 
 def _check_precision(precision: str) -> None:

@@ -105,9 +105,10 @@ def compare(run: Path, again: Path) -> str:
     ]
     lines = ["the pictures are others, by their checksum"] if data[0] != data[1] else []
     before, now = records.read_result(run), records.read_result(again)
+    own = [key for key in before if key.startswith(("train/", "val/", "test/"))]
     lines += [
         f"{name}: {before[name]} then, {now.get(name)} now"
-        for name in METRICS
+        for name in dict.fromkeys([*METRICS, *own])
         if before.get(name) is not None and before[name] != now.get(name)
     ]
     if lines:

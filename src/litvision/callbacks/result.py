@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ class Result(L.Callback):
         self._take(trainer)
         self.content["seconds"] = self._seconds()
         if self._rates:
-            self.content["images_per_second"] = sorted(self._rates)[len(self._rates) // 2]
+            self.content["images_per_second"] = statistics.median(self._rates)
         self._take_best(trainer)
         callbacks: list[L.Callback] = getattr(trainer, "callbacks", [])
         for stopping in (c for c in callbacks if isinstance(c, EarlyStopping)):

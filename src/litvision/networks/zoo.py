@@ -6,13 +6,16 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from litvision.configs import nearest
 from litvision.errors import UserError, first_line, one_line
+
+if TYPE_CHECKING:
+    from litvision.datamodule import ImageDataModule
 
 GET_MODEL, CREATE_MODEL = "torchvision.models.get_model", "timm.create_model"
 # Networks of this project whose tensors have the names of torchvision's.
@@ -27,6 +30,12 @@ class TrainedOn(NamedTuple):
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, datamodule: ImageDataModule) -> TrainedOn:
+        """Return what a data module gives, once it is set up."""
+        mean, std = datamodule.mean or (), datamodule.std or ()
+        return cls(datamodule.image_size, tuple(mean), tuple(std))
 
 
 @functools.cache
