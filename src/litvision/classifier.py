@@ -55,8 +55,8 @@ class ImageClassifier(L.LightningModule):
             modes: "reduce-overhead" replays a step's kernels as one CUDA graph.
     """
 
-    # What `monitor` takes: whether the lowest or the highest is the best. A class of one's own adds
-    # what else it logs.
+    # What `monitor` takes: whether the lowest or the highest is the best. A class of one's own
+    # lists what it logs beside these.
     logs: ClassVar[Mapping[str, Literal["min", "max"]]] = {
         "train/loss": "min",
         "train/acc": "max",

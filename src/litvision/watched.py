@@ -17,8 +17,17 @@ log = logging.getLogger(__name__)
 
 
 def logged_by(*parts: Any) -> dict[str, str]:
-    """Return the metrics that models and callbacks list in `logs`, each "min" or "max"."""
-    return {name: mode for part in parts for name, mode in getattr(part, "logs", {}).items()}
+    """Return the metrics that models and callbacks list in `logs`, each "min" or "max".
+
+    Args:
+        parts: classes or their instances; what their bases list counts too.
+    """
+    listed: dict[str, str] = {}
+    for part in parts:
+        for base in reversed((part if isinstance(part, type) else type(part)).__mro__):
+            listed |= vars(base).get("logs", {})
+        listed |= getattr(part, "logs", {})  # of an instance, by its options
+    return listed
 
 
 def check_metrics(cfg: DictConfig, trainer: L.Trainer) -> None:
