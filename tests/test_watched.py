@@ -30,8 +30,12 @@ SCORES = "+callbacks.scores={_target_: test_watched.Scores, name: val/f1}"
 RANKED = "model._target_=test_watched.Ranked"
 
 
+class Logs(L.Callback):
+    logs = ("a list of somebody else's",)
+
+
 def test_what_bases_and_instances_list_counts() -> None:
-    assert logged_by(Ranked, Scores("val/f1"), L.Callback()) == {
+    assert logged_by(Ranked, Scores("val/f1"), Logs()) == {
         "train/loss": "min",
         "train/acc": "max",
         "val/loss": "min",
@@ -68,8 +72,8 @@ def test_what_is_listed_can_be_watched(compose_train: Compose, options: list[str
         ),
         (
             [SCORES, "monitor=val/f2"],
-            "monitor='val/f2' does not fit: it takes train/loss or train/acc or val/loss or val/acc "
-            "or val/f1. What",
+            "monitor='val/f2' does not fit: it takes train/loss or train/acc or val/loss or "
+            "val/acc or val/f1. What",
         ),
         (
             [SCORES, "monitor=val/f1"],

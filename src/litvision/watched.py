@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -24,9 +25,11 @@ def logged_by(*parts: Any) -> dict[str, str]:
     """
     listed: dict[str, str] = {}
     for part in parts:
-        for base in reversed((part if isinstance(part, type) else type(part)).__mro__):
-            listed |= vars(base).get("logs", {})
-        listed |= getattr(part, "logs", {})  # of an instance, by its options
+        bases = reversed((part if isinstance(part, type) else type(part)).__mro__)
+        found = [vars(base).get("logs") for base in bases]
+        found.append(getattr(part, "logs", None))  # of an instance, by its options
+        for logs in found:
+            listed |= logs if isinstance(logs, Mapping) else {}  # another's word by that name
     return listed
 
 
