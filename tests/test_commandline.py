@@ -36,6 +36,15 @@ MODELS = ", ".join(sorted({path.stem for path in (CONF / "model").glob("*.yaml")
             "callbacks=[default,finetuning].",
         ),
         (
+            "experiment=finetune callbacks=[ema,finetuning] callbacks.warmup.epochs=1",
+            "error: callbacks.warmup.epochs: warmup is not chosen. Add "
+            "callbacks=[ema,finetuning,warmup].",
+        ),
+        (
+            "experiment=speedrun callbacks.ema.decay=0.5",
+            "error: callbacks.ema.decay: ema is not chosen. Add callbacks=[warmup,whitening,ema].",
+        ),
+        (
             "callbacks.early_stopping.patienc=1",
             "error: There is no key or group 'callbacks.early_stopping.patienc'. Nearest: callb",
         ),
@@ -77,7 +86,7 @@ MODELS = ", ".join(sorted({path.stem for path in (CONF / "model").glob("*.yaml")
 def test_a_mistake_gets_one_line_that_names_the_nearest(
     run: Run, argument: str, message: str
 ) -> None:
-    done = run("train", argument)
+    done = run("train", *argument.split(" "))
     assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1

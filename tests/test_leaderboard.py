@@ -130,6 +130,38 @@ def test_means_over_seeds(logs: Path, capsys: pytest.CaptureFixture[str]) -> Non
         main(["logs/seeds/4", "--over", "seed"])
 
 
+def test_means_are_of_runs_that_are_the_same_but_for_the_option(
+    logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model, loss in (("vgg16", 0.25), ("resnet18", 0.75)):
+        folder, content = logs / "seeds" / model, {"data": "CIFAR10", "best_val/loss": loss}
+        for seed in (0, 1):
+            overrides = [f"model={model}", "+optimizer.lr=0.1", f"+seed={seed}", "sweep.trial=1"]
+            write(folder / str(seed), overrides=overrides, **content)
+        (folder / "sweep.json").write_text('{"keys": ["optimizer.lr", "seed"], "runs": []}')
+    overrides = ["model=vgg16", "optimizer.lr=0.1", "seed=2"]
+    for name, data in (("alone", "CIFAR10"), ("other", "Shapes")):
+        content = {"data": data, "best_val/loss": 0.25}
+        write(logs / "seeds" / name, overrides=overrides, **content)
+    main(["logs/seeds", "--over", "seed", "--csv"])
+    assert [tuple(row.values())[:4] for row in rows(capsys)] == [
+        ("CIFAR10", "model=vgg16 optimizer.lr=0.1", "3", "0.25"),
+        ("CIFAR10", "model=resnet18 optimizer.lr=0.1", "2", "0.75"),
+        ("Shapes", "model=vgg16 optimizer.lr=0.1", "1", "0.25"),
+    ]
+    with pytest.raises(SystemExit, match=r"^error: --over sed: no run was given that option\.$"):
+        main(["logs/seeds", "--over", "sed"])
+
+
+def test_only_numbers_are_sorted_by(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^error: --sort error: there is no such column\. All: "):
+        main(["--sort", "error"])
+    main(["--sort", "best_val/loss", "--csv"])
+    found = rows(capsys)
+    assert list(found[0]).count("best val/loss") == 1
+    assert [row["best val/loss"] for row in found] == ["0.25", "0.3", "0.5", ""]
+
+
 def test_runs_on_other_data_stand_apart(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, (data, loss) in enumerate(
         [("Shapes", 0.1), ("CIFAR10", 0.5), ("Shapes", 0.05), ("CIFAR10: cat", 0.0)]

@@ -200,6 +200,14 @@ def test_an_epoch_without_validation_has_empty_cells() -> None:
     assert report.epochs({"lr": [(0.0, 0.1)]}) is None
 
 
+def test_metrics_of_ones_own_are_in_the_table_of_epochs() -> None:
+    found = {"val/f1": [(1.0, 0.25)], "lr": [(0.0, 0.1)], "val/loss": [(1.0, 0.5)]}
+    assert report.epochs(found) == {
+        "columns": ["epoch", "val/loss", "val/f1"],
+        "rows": [["1", "0.5000", "0.25"]],
+    }
+
+
 def test_provenance_has_a_seed_of_zero_and_its_diff_is_apart(tmp_path: Path) -> None:
     provenance = {"seed": 0, "git": {"commit": "abc", "diff": "-old", "untracked": ""}, "x": None}
     assert report.flat_provenance(provenance) == [("seed", "0"), ("git.commit", "abc")]

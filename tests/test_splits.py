@@ -46,6 +46,11 @@ def test_what_trains_validates_and_tests(
     assert sizes(make(BOTH, *TRAINS, **options)) == dict(zip(TRAINS, expected, strict=True))
 
 
+def test_a_split_that_is_not_needed_and_not_there_is_empty() -> None:
+    subsets = make({"train": images(30)}, "train", "val")
+    assert sizes(subsets) == {"train": 24, "val": 6, "test": 0}
+
+
 def test_validation_pictures_are_training_pictures_but_none_that_is_trained_on() -> None:
     subsets = make(BOTH, *TRAINS)
     assert subsets["val"].images is subsets["train"].images is BOTH["train"]

@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--over", metavar="KEY", help="means of runs that differ in this option alone, as seed"
     )
     given = parser.parse_args(arguments)
+    if given.sort and given.sort.startswith("best_") and given.sort != "best_epoch":
+        given.sort = given.sort.replace("_", " ", 1)  # as result.json has it
     missing = [folder for folder in given.folders if not Path(folder).is_dir()]
     if missing:
         sys.exit(f"error: there is no folder {missing[0]}: give one that runs were made in.")
@@ -43,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not rows:
         sys.exit(f"error: no run in {', '.join(given.folders)}: `make train` makes one.")
     if given.over:
+        if not any(given.over in _keys(row) for row in rows):
+            sys.exit(f"error: --over {given.over}: no run was given that option.")
         rows = over(rows, given.over)
         if not rows:
             sys.exit(f"error: no run in {', '.join(given.folders)} is done: there is no mean yet.")
@@ -94,6 +98,7 @@ def read(folders: Iterable[Path], more: Iterable[str] = ()) -> list[dict[str, An
         if "state" not in result:
             continue  # some other program's file
         row = {"run": str(run), "state": result["state"], "options": options(run, result)}
+        row["overrides"] = result.get("overrides", [])
         if "data" in result:  # not in older runs
             row["data"] = result["data"]
         for name in monitored(result):
@@ -101,7 +106,7 @@ def read(folders: Iterable[Path], more: Iterable[str] = ()) -> list[dict[str, An
         if result.get("mode") == "max":
             row["mode"] = "max"
         last = [key for key in (*METRICS, *more) if key not in row]
-        row |= {key: result[key] for key in last if result.get(key) is not None}
+        row |= {key: result[key] for key in last if isinstance(result.get(key), int | float)}
         rows.append(row)
     return rows
 
@@ -114,19 +119,27 @@ def over(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 
     Args:
         rows: as `read` returns them.
-        key: of an option, such as "seed".
+        key: of an option, such as "seed". Of all that a command line gave: what a sweep's runs have
+            in common, and is not shown of them, tells them from other sweeps'.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    short: dict[str, set[tuple[str, ...]]] = {}  # what is shown of options, and all that they are
+    shown_as: dict[tuple[str, ...], str] = {}
     for row in rows:
         if row["state"] == "done":
             kept = [
                 o for o in shlex.split(row["options"]) if o.lstrip("+").partition("=")[0] != key
             ]
-            about = (row.get("data"), row.get("mode"), shlex.join(kept))
-            groups.setdefault(about, []).append(row)
+            every = {name: value for name, value in _keys(row).items() if name != key}
+            whole = tuple(sorted(f"{name}={value}" for name, value in every.items()))
+            groups.setdefault((row.get("data"), row.get("mode"), whole), []).append(row)
+            short.setdefault(shlex.join(kept), set()).add(whole)
+            shown_as[whole] = shlex.join(kept)
     means = []
-    for (data, mode, kept_options), members in groups.items():
-        named = {"data": data, "mode": mode, "options": kept_options}
+    for (data, mode, whole), members in groups.items():
+        brief = shown_as[whole]
+        named = {"data": data, "mode": mode}
+        named["options"] = brief if len(short[brief]) == 1 else shlex.join(whole)
         mean: dict[str, Any] = {k: v for k, v in named.items() if v is not None}
         mean["runs"] = len(members)
         for name in dict.fromkeys(name for row in members for name in row):
@@ -137,6 +150,12 @@ def over(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
                 mean[f"± {name}"] = statistics.stdev(values)
         means.append(mean)
     return means
+
+
+def _keys(row: dict[str, Any]) -> dict[str, str]:
+    """Return the options that a run was given, by key, but for those of its place in a sweep."""
+    pairs = [o.lstrip("+").partition("=") for o in row["overrides"]]
+    return {key: value for key, _, value in pairs if not key.startswith(("sweep.", "resume"))}
 
 
 def monitored(result: dict[str, Any]) -> list[str]:

@@ -126,11 +126,10 @@ def composition_error(error: ConfigCompositionException, config_name: str) -> st
     keys = _valid_keys(config_name, key)
     group, _, rest = key.partition(".")
     member = rest.partition(".")[0]
-    beside = group in ("callbacks", "logger") and (CONF / group / f"{member}.yaml").is_file()
-    if beside and f"{group}.{member}" not in keys:
-        chosen = next((a for a in sys.argv[1:] if a.startswith(f"{group}=")), f"{group}=default")
-        names = chosen.partition("=")[2].strip("[]")
-        return f"{key}: {member} is not chosen. Add {group}=[{names},{member}]."
+    beside = group == "callbacks" and (CONF / group / f"{member}.yaml").is_file()
+    if config_name == "train" and beside and f"{group}.{member}" not in keys:
+        names = ",".join([*(_beside_the_default(keys) or ["default"]), member])
+        return f"{key}: {member} is not chosen. Add {group}=[{names}]."
     others = _groups_of(config_name) or [k for k in keys if "." not in k]
     near = [word for word in nearest(key, keys) if word != key]
     hint = f"Nearest: {', '.join(near)}." if near else f"There are: {', '.join(others)}."
@@ -144,6 +143,16 @@ def _groups_of(config_name: str) -> list[str]:
     defaults = primary.get("defaults", [])
     named = {str(key) for entry in defaults if not isinstance(entry, str) for key in entry}
     return [group for group in groups() if group in named]
+
+
+def _beside_the_default(keys: list[str]) -> list[str]:
+    """Return the callbacks that are chosen beside the default ones, by the keys of a config."""
+    chosen = {key.split(".")[1] for key in keys if key.startswith("callbacks.")}
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF)):
+        default = set(compose("train").callbacks)
+    files = {path.stem for path in (CONF / "callbacks").glob("*.yaml")}
+    return sorted((chosen - default) & files)
 
 
 def _valid_keys(config_name: str, wrong: str) -> list[str]:

@@ -79,12 +79,13 @@ def test_an_option_out_of_range_is_refused(
 
 
 def test_a_device_that_is_none_is_refused_before_data_are_read(compose_train: Compose) -> None:
-    with pytest.raises(UserError) as caught:
-        assemble(compose_train("callbacks=ema", "+callbacks.ema.device=gpu0"))
-    assert str(caught.value) == (
-        "callbacks: ema.device=gpu0 names no device: give cpu, cuda, or null for the one that "
-        "trains."
-    )
+    for device in ("gpu0", "meta", "cuda:99"):
+        with pytest.raises(UserError) as caught:
+            assemble(compose_train("callbacks=ema", f"+callbacks.ema.device='{device}'"))
+        assert str(caught.value) == (
+            f"callbacks: ema.device={device} names no device that is here: give cpu, or null for "
+            "the one that trains."
+        )
 
 
 def test_it_may_average_at_the_ends_of_epochs_only(compose_train: Compose) -> None:

@@ -75,11 +75,12 @@ class EMA(EMAWeightAveraging):
                 "+callbacks.ema.update_starting_at_epoch=<the first one>, or a number of steps."
             )
         try:
-            torch.device("cpu" if device is None else device)
-        except RuntimeError as error:  # which would come when training begins
+            if torch.empty(0, device=device).is_meta:
+                raise RuntimeError("it holds no numbers")
+        except (RuntimeError, TypeError, AssertionError) as error:  # when training begins, else
             raise ValueError(
-                f"ema.device={device} names no device: give cpu, cuda, or null for the one that "
-                "trains."
+                f"ema.device={device} names no device that is here: give cpu, or null for the one "
+                "that trains."
             ) from error
         super().__init__(
             device,

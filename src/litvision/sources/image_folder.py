@@ -62,8 +62,8 @@ class ImageFolder:
         test_fraction: Annotated[float, Field(gt=0, le=1)] | None = None,
         splits: Annotated[list[Split], Field(min_length=1)] | None = None,
     ) -> None:
-        self.name = str(root)
         self.root = Path(root).expanduser()
+        self.name = str(records.from_here(self.root.absolute()))
         self.image_size = image_size
         self.on_error = on_error
         self.decode_workers = decode_workers
