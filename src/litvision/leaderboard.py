@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not rows:
         sys.exit(f"error: no run in {', '.join(given.folders)}: `make train` makes one.")
     if given.over:
-        if not any(given.over in _keys(row) for row in rows):
+        if not any(given.over in _given(row) for row in rows):
             sys.exit(f"error: --over {given.over}: no run was given that option.")
         rows = over(rows, given.over)
         if not rows:
@@ -123,23 +123,16 @@ def over(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
             in common, and is not shown of them, tells them from other sweeps'.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    short: dict[str, set[tuple[str, ...]]] = {}  # what is shown of options, and all that they are
-    shown_as: dict[tuple[str, ...], str] = {}
-    for row in rows:
-        if row["state"] == "done":
-            kept = [
-                o for o in shlex.split(row["options"]) if o.lstrip("+").partition("=")[0] != key
-            ]
-            every = {name: value for name, value in _keys(row).items() if name != key}
-            whole = tuple(sorted(f"{name}={value}" for name, value in every.items()))
-            groups.setdefault((row.get("data"), row.get("mode"), whole), []).append(row)
-            short.setdefault(shlex.join(kept), set()).add(whole)
-            shown_as[whole] = shlex.join(kept)
+    meant: dict[str, set[Any]] = {}  # by what is shown of options, all that they are
+    for row in (row for row in rows if row["state"] == "done"):
+        whole = tuple(sorted(pair for pair in _given(row).items() if pair[0] != key))
+        groups.setdefault((row.get("data"), row.get("mode"), whole), []).append(row)
+        meant.setdefault(_without(key, row), set()).add(whole)
     means = []
     for (data, mode, whole), members in groups.items():
-        brief = shown_as[whole]
-        named = {"data": data, "mode": mode}
-        named["options"] = brief if len(short[brief]) == 1 else shlex.join(whole)
+        named = {"data": data, "mode": mode, "options": _without(key, members[-1])}
+        if len(meant[_without(key, members[-1])]) > 1:
+            named["options"] = shlex.join(f"{name}={value}" for name, value in whole)
         mean: dict[str, Any] = {k: v for k, v in named.items() if v is not None}
         mean["runs"] = len(members)
         for name in dict.fromkeys(name for row in members for name in row):
@@ -152,10 +145,15 @@ def over(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     return means
 
 
-def _keys(row: dict[str, Any]) -> dict[str, str]:
+def _given(row: dict[str, Any]) -> dict[str, str]:
     """Return the options that a run was given, by key, but for those of its place in a sweep."""
-    pairs = [o.lstrip("+").partition("=") for o in row["overrides"]]
-    return {key: value for key, _, value in pairs if not key.startswith(("sweep.", "resume"))}
+    given = {records.key_of(override): override.partition("=")[2] for override in row["overrides"]}
+    return {k: v for k, v in given.items() if not k.startswith("sweep.") and k != "resume"}
+
+
+def _without(key: str, row: dict[str, Any]) -> str:
+    """Return what is shown of a run's options but for one."""
+    return shlex.join(o for o in shlex.split(row["options"]) if records.key_of(o) != key)
 
 
 def monitored(result: dict[str, Any]) -> list[str]:
@@ -168,7 +166,7 @@ def options(run: Path, result: dict[str, Any]) -> str:
     """Return what distinguishes a run: the options that its sweep varies, else all it was given."""
     overrides = [o for o in result.get("overrides", []) if not o.startswith(("sweep.", "resume="))]
     if plan := records.read_plan(run.parent):
-        overrides = [o for o in overrides if o.lstrip("+").partition("=")[0] in plan["keys"]]
+        overrides = [o for o in overrides if records.key_of(o) in plan["keys"]]
     return shlex.join(overrides)
 
 

@@ -134,6 +134,11 @@ def from_here(path: str | Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def key_of(override: str) -> str:
+    """Return the key that an override is of: "optimizer.lr" of "+optimizer.lr=0.1"."""
+    return override.lstrip("+").partition("=")[0]
+
+
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     """Return dotted key -> value of nested dicts; an empty one is a value."""
     if not isinstance(node, dict) or (prefix and not node):

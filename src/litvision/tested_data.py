@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from litvision import records
 from litvision.errors import UserError
 from litvision.sources.image_folder import fingerprint
 from litvision.sources.layout import Layout
@@ -29,7 +30,7 @@ def data_config(data: DictConfig, card: dict[str, Any], split: str) -> DictConfi
             training where validation pictures are set aside from them.
     """
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    typed = {option.partition("=")[0].lstrip("+") for option in overrides}
+    typed = {records.key_of(override) for override in overrides}
     if "_target_" in data:
         node = OmegaConf.create(OmegaConf.to_container(data, resolve=True, throw_on_missing=True))
         assert isinstance(node, DictConfig)

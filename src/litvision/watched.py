@@ -109,12 +109,6 @@ def check_validated(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataMo
         why = f"trainer.check_val_every_n_epoch={every} with trainer.max_epochs={last}"
     if not len(datamodule.subsets["val"]):
         why = f"data.val_fraction={datamodule.val_fraction:g}"
-    ends_before = within and _ends_before_validation(cfg, trainer, datamodule)
-    if why is None and ends_before and trainer.is_global_zero:
-        log.warning(
-            f"Nothing will be validated, and no checkpoint be the best: trainer.max_steps="
-            f"{trainer.max_steps} ends the run before that."
-        )
     if why:
         instead = cfg.monitor.replace("val/", "train/", 1)
         if instead not in _known(cfg, trainer):
@@ -122,6 +116,12 @@ def check_validated(cfg: DictConfig, trainer: L.Trainer, datamodule: ImageDataMo
         raise UserError(
             f"monitor={cfg.monitor} needs pictures to validate, and {why} leaves none: give "
             f"monitor={instead} too, or leave {why} out."
+        )
+    ends_before = within and _ends_before_validation(cfg, trainer, datamodule)
+    if ends_before and trainer.is_global_zero:
+        log.warning(
+            f"Nothing will be validated, and no checkpoint be the best: trainer.max_steps="
+            f"{trainer.max_steps} ends the run before that."
         )
 
 
